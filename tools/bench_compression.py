@@ -1,21 +1,28 @@
 """Compression on at least 200 held-out questions a medium, with intervals; stopped and started again as time allows.
 
     python tools/bench_compression.py measure --model model_cards/nano --data data/prepared --rows bench_rows
-    python tools/bench_compression.py write --rows bench_rows --out docs/compression_bench.md
+    python tools/bench_compression.py time --model model_cards/nano --data data/prepared --rows bench_rows
+    python tools/bench_compression.py write --model model_cards/nano --rows bench_rows --out docs/compression_bench.md
 
 `measure` keeps a file for every row (a method, a share, a seed and a medium), with the score of each question, and goes
 on with those that are missing: the baselines and the shares in the middle come first. Random pruning has five seeds.
-`write` makes the table of what is there and a plot beside it. An interval is 95% over questions, by the bootstrap; the
-change against the whole model is paired, question by question, and a method is below it where the interval is.
+Media are `picture`, `clip`, `speech`, and of scenes that have several questions each `scene`, where every question is
+asked with the picture, and `later`, where it comes behind the first one's turn (`several_questions.py`). `time` reads
+prompts of 512 codes by the whole model and by a method in turns, so that a busy machine slows both, and counts the peak
+of held memory, scoring included, and what the cache holds. `write` makes the table of what is there, its verdicts and a
+plot. An interval is 95% over questions, or over pictures where several are about one, by the bootstrap; the change
+against the whole model is paired, question by question, and a method is below it where the interval is.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -36,27 +43,31 @@ from unimodal.evaluation.compression import (
     make_timed_prompts,
 )
 from unimodal.evaluation.compression_table import COLOURS
-from unimodal.evaluation.compression_timing import measure_times
+from unimodal.evaluation.compression_timing import FirstToken, compare_first_token, measure_times
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Clips, Pictures, Speech, sample
+from unimodal.evaluation.several_questions import SeveralQuestions
 from unimodal.files import read_json_as, write_json, write_text_atomically
 from unimodal.pipeline import Unimodal, load
 from unimodal.pipeline.compression import compress
 
 WHOLE, BLIND = "whole model", "blind"
 MEDIA = ("picture", "clip", "speech")
+SEVERAL = ("scene", "later")  # several questions on one picture
 DRAWS = 2_000  # of a bootstrap
 ORDER = (0.25, 0.5, 0.125)  # of the shares
 
 
 @dataclass(frozen=True)
 class Row:
-    """The scores of a method's answers to the questions of a medium, between 0 and 1."""
+    """The scores of a method's answers to the questions of a medium, between 0 and 1. groups: of each question, what it
+    is about, where several are about one thing; empty where each has its own."""
 
     method: str
     keep: float
     seed: int
     medium: str
     scores: list[float]
+    groups: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -65,10 +76,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds, speed and memory of a method (`measure_times`)."""
+    """Of a method: its first token and its cache beside the whole model's, and the figures of `measure_times`."""
 
     method: str
     keep: float
+    first: FirstToken
     figures: dict[str, float | None]
 
 
@@ -79,13 +91,14 @@ def name_row(method: str, keep: float, seed: int, medium: str) -> str:
 # ---- measure
 
 
-def list_configs() -> Iterator[tuple[str, float, int]]:
-    """(method, share, seed), what a reader asks for first at the front."""
+def list_configs(methods: Sequence[str] = (), keeps: Sequence[float] = ORDER) -> Iterator[tuple[str, float, int]]:
+    """(method, share, seed), what a reader asks for first at the front. methods: by default all; the whole model and
+    the blind one always come first."""
     assert set(ORDER) == set(KEEPS)
     yield WHOLE, 1.0, 0
     yield BLIND, 1.0, 0
-    names = [*BASELINES, *(name for name in METHOD_NAMES if name not in BASELINES)]
-    for keep in ORDER:
+    names = methods or [*BASELINES, *(name for name in METHOD_NAMES if name not in BASELINES)]
+    for keep in keeps:
         for name in names:
             yield from ((name, keep, seed) for seed in range(SEEDS if name == "random" else 1))
 
@@ -106,60 +119,117 @@ def ask_about(model: Unimodal, data: Path, medium: str, number: int, seed: int) 
     return ask_about_speech(model, Speech.load(data), number, seed)
 
 
-def measure(model: Unimodal, data: Path, rows: Path, media: tuple[str, ...], number: int, seed: int) -> None:
+def measure(model: Unimodal, asked: argparse.Namespace) -> None:
     """Measure every row that is missing."""
-    rows.mkdir(parents=True, exist_ok=True)
-    questions: dict[str, Questions] = {}
-    for method, keep, own in list_configs():
-        for medium in media:
-            path = rows / name_row(method, keep, own, medium)
+    asked.rows.mkdir(parents=True, exist_ok=True)
+    questions: dict[str, Questions | SeveralQuestions] = {}
+    for method, keep, own in list_configs(asked.methods, asked.keeps):
+        for medium in asked.media:
+            path = asked.rows / name_row(method, keep, own, medium)
             if path.exists():
                 continue
-            if medium not in questions:
-                questions[medium] = ask_about(model, data, medium, number, seed)
-            asked = questions[medium]
+            kind = "scene" if medium in SEVERAL else medium
+            if kind not in questions and kind == "scene":
+                questions[kind] = SeveralQuestions.load(model, asked.data, asked.questions, asked.seed)
+            elif kind not in questions:
+                questions[kind] = ask_about(model, asked.data, medium, asked.questions, asked.seed)
             with open_config(model, method, keep, own):
-                answers = (answer_blindly if method == BLIND else answer_questions)(model, asked, seed)
-            row = Row(method, keep, own, medium, [asked.judge(answer, i) for i, answer in enumerate(answers)])
+                scores, groups = score(model, questions[kind], medium, method == BLIND, asked.seed)
+            row = Row(method, keep, own, medium, scores, groups)
             write_json(path, asdict(row))
             print(f"{row.name}: {100 * fmean(row.scores):.1f} % of {len(row.scores)}", flush=True)
-        times = rows / f"times_{method.replace(' ', '-')}_{keep:g}.json"
-        if method != BLIND and own == 0 and not times.exists() and questions:
-            prompts = make_timed_prompts(model, next(iter(questions.values())))
-            with open_config(model, method, keep, own) as session:
-                figures = measure_times(model, prompts, session if isinstance(session, CompressionSession) else None)
-            write_json(times, asdict(Times(method, keep, figures)))
+
+
+def score(
+    model: Unimodal, asked: Questions | SeveralQuestions, medium: str, blind: bool, seed: int
+) -> tuple[list[float], list[int]]:
+    """The score of each answer, and the picture that each question is about, where several are about one."""
+    if isinstance(asked, SeveralQuestions):
+        later = medium == "later" and not blind
+        answers = asked.answer_later(model) if later else asked.answer_alone(model, seed, blind)
+        return asked.judge(answers), asked.groups
+    answers = (answer_blindly if blind else answer_questions)(model, asked, seed)
+    return [asked.judge(answer, number) for number, answer in enumerate(answers)], []
+
+
+def measure_time(model: Unimodal, asked: argparse.Namespace) -> None:
+    """Measure the times and the memory of every method and share that has none yet."""
+    asked.rows.mkdir(parents=True, exist_ok=True)
+    prompts = None
+    for method, keep, own in list_configs(asked.methods, asked.keeps):
+        path = asked.rows / f"times_{method.replace(' ', '-')}_{keep:g}.json"
+        if method == BLIND or own or path.exists():
+            continue
+        if prompts is None:
+            prompts = make_timed_prompts(model, ask_about(model, asked.data, asked.media[0], 16, asked.seed))
+        first = compare_first_token(model, prompts, partial(open_config, model, method, keep, own), asked.rounds)
+        with open_config(model, method, keep, own) as session:
+            figures = measure_times(model, prompts, session if isinstance(session, CompressionSession) else None)
+        write_json(path, asdict(Times(method, keep, first, figures)))
+        print(f"{path.stem}: first token × {first.wall:.2f}, cache × {first.cache:.2f}", flush=True)
 
 
 # ---- write
 
 
-def bootstrap(scores: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of the mean of scores [N], in per cent."""
-    draws = np.random.default_rng(0).integers(0, len(scores), (DRAWS, len(scores)))
-    low, high = np.quantile(scores[draws].mean(1), (0.025, 0.975))
-    return 100 * float(low), 100 * float(high)
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of each question, [N], the mean over seeds, and what each is about, int64 [N]."""
+
+    each: np.ndarray
+    groups: np.ndarray
+
+    @property
+    def percent(self) -> float:
+        return 100 * float(self.each.mean())
+
+    def compare(self, other: Scores) -> Scores:
+        """The change from others, question by question."""
+        return Scores(self.each - other.each, self.groups)
+
+    def find_interval(self) -> tuple[float, float]:
+        """The 95% interval of the mean, in per cent."""
+        sums = np.bincount(self.groups, self.each)
+        counts = np.bincount(self.groups)
+        draws = np.random.default_rng(0).integers(0, len(sums), (DRAWS, len(sums)))
+        low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), (0.025, 0.975))
+        return 100 * float(low), 100 * float(high)
 
 
-def read_scores(found: list[Row]) -> dict[tuple[str, float], dict[str, np.ndarray]]:
+Key = tuple[str, float]  # a method and a share
+AllScores = dict[Key, dict[str, Scores]]  # by medium
+
+
+def read_scores(found: list[Row]) -> AllScores:
     """The scores of each question by (method, share) and medium, the mean over seeds."""
-    grouped: dict[tuple[str, float], dict[str, list[list[float]]]] = {}
+    grouped: dict[Key, dict[str, list[Row]]] = {}
     for row in found:
-        grouped.setdefault((row.method, row.keep), {}).setdefault(row.medium, []).append(row.scores)
-    return {key: {medium: np.array(each).mean(0) for medium, each in media.items()} for key, media in grouped.items()}
+        grouped.setdefault((row.method, row.keep), {}).setdefault(row.medium, []).append(row)
+    return {
+        key: {
+            medium: Scores(
+                np.array([row.scores for row in rows]).mean(0), np.array(rows[0].groups or range(len(rows[0].scores)))
+            )
+            for medium, rows in media.items()
+        }
+        for key, media in grouped.items()
+    }
 
 
-def format_score(scores: np.ndarray | None, whole: np.ndarray | None) -> str:
+def format_score(scores: Scores | None, whole: Scores | None) -> str:
     """The mean with its interval, and the change against the whole model with its own."""
     if scores is None:
         return "–"
-    low, high = bootstrap(scores)
-    told = f"{100 * scores.mean():.1f} ({low:.0f}–{high:.0f})"
-    if whole is None or whole is scores or len(whole) != len(scores):
+    low, high = scores.find_interval()
+    told = f"{scores.percent:.1f} ({low:.0f}–{high:.0f})"
+    if whole is None or whole is scores or len(whole.each) != len(scores.each):
         return told
-    change = scores - whole
-    low, high = bootstrap(change)
-    return f"{told}; {100 * change.mean():+.1f} ({low:+.0f} to {high:+.0f})"
+    return f"{told}; {format_change(scores.compare(whole))}"
+
+
+def format_change(change: Scores) -> str:
+    low, high = change.find_interval()
+    return f"{change.percent:+.1f} ({low:+.0f} to {high:+.0f})"
 
 
 def write(rows: Path, out: Path, title: str) -> None:
@@ -167,54 +237,87 @@ def write(rows: Path, out: Path, title: str) -> None:
     timed = [read_json_as(Times, path) for path in sorted(rows.glob("times_*.json"))]
     if not found:
         raise ValueError(f"{rows} has no rows; measure some first")
-    scores, times = read_scores(found), {(one.method, one.keep): one.figures for one in timed}
-    order = list(dict.fromkeys((method, keep) for method, keep, _ in list_configs()))
-    media = [medium for medium in MEDIA if any(medium in own for own in scores.values())]
-    columns = {"ttft_ms_batch_1": "first token ms", "ttft_ms_batch_8": "… batch 8", "tokens_per_s_batch_1": "tokens/s",
-               "memory_mib_batch_8": "peak MiB, batch 8"}  # fmt: skip
-    heads = ["method", "kept", *(f"{medium} %; change" for medium in media), *columns.values(), "equal time"]
+    scores, times = read_scores(found), {(one.method, one.keep): one for one in timed}
+    order = [key for key in dict.fromkeys((method, keep) for method, keep, _ in list_configs()) if key in scores]
+    order += sorted(scores.keys() - set(order))
+    media = [medium for medium in (*MEDIA, *SEVERAL) if any(medium in own for own in scores.values())]
+    heads = ["method", "kept", *(f"{medium} %; change" for medium in media), "first token ×", "processor ×", "cache ×",
+             "peak MiB, batch 8", "equal time"]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for key in order:
-        if key not in scores:
-            continue
         cells = [format_score(scores[key].get(m), scores.get((WHOLE, 1.0), {}).get(m)) for m in media]
-        figures = times.get(key, {})
-        cells += ["–" if (value := figures.get(name)) is None else f"{value:.4g}" for name in columns]
+        own = times.get(key)
+        memory = None if own is None else own.figures["memory_mib_batch_8"]
+        first = () if own is None else (own.first.wall, own.first.processor, own.first.cache)
+        cells += [f"{each:.2f}" for each in first] or ["–"] * 3
+        cells.append("–" if memory is None else f"{memory:.4g}")
         lines.append(f"| {key[0]} | {key[1]:g} | {' | '.join(cells)} | {find_as_fast(key, scores, times, media[0])} |")
-    counts = ", ".join(f"{max(len(own[m]) for own in scores.values() if m in own)} about a {m}" for m in media)
+    counts = ", ".join(f"{max(len(own[m].each) for own in scores.values() if m in own)} about a {m}" for m in media)
     head = [
         f"# {title}", "",
         f"Questions: {counts}. In a cell: the mean score in per cent with its 95% interval, then the change against "
         "the whole model, paired by question, with its own. Random pruning is the mean of five seeds, once all are "
-        "measured. Blind is the model asked without the medium. *Equal time* names the best baseline that reads a "
-        "prompt at least as fast, by its score of the first medium. A row that is not here was not measured.", "",
+        "measured. Blind is the model asked without the medium. *First token*, *processor* and *cache* are "
+        "against the whole model's own forward, of prompts of 512 codes, in turns: time to the first token with the "
+        "scoring inside, processor time of the same, and bytes behind the prompt. "
+        "*Equal time* names the best baseline that reads a prompt at least as fast, by its score of the first medium. "
+        "A row that is not here was not measured.", "",
         f"![Scores and their intervals]({out.stem}.svg)", "",
     ]  # fmt: skip
-    command = "Made by `python tools/bench_compression.py write`; `measure` goes on with the rows that are missing."
-    write_text_atomically(out, "\n".join([*head, *lines, "", command]) + "\n")
+    command = "Made by `python tools/bench_compression.py write`; `measure` and `time` go on with what is missing."
+    write_text_atomically(out, "\n".join([*head, *lines, "", *list_verdicts(scores, times, media), "", command]) + "\n")
     write_text_atomically(out.with_suffix(".svg"), plot(scores, order, media[0]))
 
 
-def find_as_fast(
-    key: tuple[str, float],
-    scores: dict[tuple[str, float], dict[str, np.ndarray]],
-    times: dict[tuple[str, float], dict[str, float | None]],
-    medium: str,
-) -> str:
+def find_as_fast(key: Key, scores: AllScores, times: dict[Key, Times], medium: str) -> str:
     """The baseline with the best score among those with no later first token, and that score."""
-    own = times.get(key, {}).get("ttft_ms_batch_1")
-    if own is None or key[0] in (*BASELINES, WHOLE):
+    if key not in times or key[0] in (*BASELINES, WHOLE):
         return "–"
+    own = times[key].first.wall
     fast = [
-        (100 * float(scores[other][medium].mean()), f"{other[0]} {other[1]:g}")
+        (scores[other][medium].percent, f"{other[0]} {other[1]:g}")
         for other in scores
-        if other[0] in BASELINES and medium in scores[other]
-        and (at := times.get(other, {}).get("ttft_ms_batch_1")) is not None and at <= own
-    ]  # fmt: skip
+        if other[0] in BASELINES and medium in scores[other] and other in times and times[other].first.wall <= own
+    ]
     return "none" if not fast else "{1}: {0:.1f}".format(*max(fast))
 
 
-def plot(scores: dict[tuple[str, float], dict[str, np.ndarray]], order: list[tuple[str, float]], medium: str) -> str:
+def list_verdicts(scores: AllScores, times: dict[Key, Times], media: Sequence[str]) -> list[str]:
+    """What halves the first token or quarters the cache at one point or less, and what loses to a baseline."""
+    lines = []
+    whole = scores.get((WHOLE, 1.0), {})
+    for what, name, most in (
+        ("First token in half the time", "wall", 0.5),
+        ("A quarter of the cache", "cache", 0.25),
+    ):
+        told = []
+        for key, own in scores.items():
+            if key not in times or getattr(times[key].first, name) > most or key[0] == WHOLE:
+                continue
+            changes = {m: own[m].compare(whole[m]) for m in media if m in own and m in whole}
+            if changes and all(change.percent >= -1 for change in changes.values()):
+                said = ", ".join(f"{m} {format_change(change)}" for m, change in changes.items())
+                told.append(f"{key[0]} {key[1]:g} (× {getattr(times[key].first, name):.2f}; {said})")
+        lines += [f"{what}, at most one point lost in the mean: {'; '.join(told) or 'none'}.", ""]
+    for baseline in ("random", "pooling", "downsample"):
+        losers, beaten = [], []
+        for key, own in scores.items():
+            other = scores.get((baseline, key[1]), {})
+            if key[0] in (*BASELINES, WHOLE, BLIND) or find_kind(key[0]) != "tokens":
+                continue
+            for medium in media:
+                if medium in own and medium in other:
+                    low, high = own[medium].compare(other[medium]).find_interval()
+                    losers += [f"{key[0]} {key[1]:g} ({medium})"] if high < 0 else []
+                    beaten += [key] if low > 0 else []
+        lines += [
+            f"Methods on tokens below {baseline} at equal tokens, by the interval of the paired difference: "
+            f"{', '.join(losers) or 'none'}; above it {len(beaten)} rows.", "",
+        ]  # fmt: skip
+    return lines[:-1]
+
+
+def plot(scores: AllScores, order: Sequence[Key], medium: str) -> str:
     """The scores about a medium with their intervals, a line for each method and share, as SVG."""
     keys = [key for key in order if medium in scores.get(key, {})]
     left, width, step = 190, 520, 18
@@ -234,8 +337,8 @@ def plot(scores: dict[tuple[str, float], dict[str, np.ndarray]], order: list[tup
     for number, key in enumerate(keys):
         own, y = scores[key][medium], 46 + step * number
         colour = "#111" if key[0] == BLIND else COLOURS[find_kind(key[0])]
-        low, high = (left + width * end / 100 for end in bootstrap(own))
-        x = left + width * float(own.mean())
+        low, high = (left + width * end / 100 for end in own.find_interval())
+        x = left + width * own.percent / 100
         label = key[0] if key[1] == 1 else f"{key[0]}, {key[1]:g}"
         parts += [
             f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{label}</text>',
@@ -245,22 +348,38 @@ def plot(scores: dict[tuple[str, float], dict[str, np.ndarray]], order: list[tup
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def main() -> None:
+def read_names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=("measure", "write"))
+    parser.add_argument("work", choices=("measure", "time", "write"))
     parser.add_argument("--rows", type=Path, required=True, help="the folder of what is measured")
     parser.add_argument("--model", default="model_cards/nano")
     parser.add_argument("--data", type=Path, default=Path("data/prepared"))
-    parser.add_argument("--media", default=",".join(MEDIA))
+    parser.add_argument("--media", type=read_names, default=MEDIA, help="picture, clip, speech, scene, later")
+    parser.add_argument("--methods", type=read_names, default=(), help="by default every one that needs no training")
+    parser.add_argument("--keeps", type=lambda text: tuple(map(float, read_names(text))), default=ORDER)
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of timed runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/compression_bench.md"))
-    asked = parser.parse_args()
-    if asked.work == "write":
-        write(asked.rows, asked.out, f"Compression of {Path(asked.model).name}, with intervals")
-        return
+    asked = parser.parse_args(arguments)
+    for name, given, known in (("media", asked.media, (*MEDIA, *SEVERAL)), ("methods", asked.methods, METHOD_NAMES)):
+        if unknown := [one for one in given if one not in known]:
+            parser.error(f"--{name} {unknown[0]}: choose from {', '.join(known)}")
+    if not all(0 < keep < 1 for keep in asked.keeps) or min(asked.questions, asked.rounds, len(asked.media)) < 1:
+        parser.error("--keeps are shares between 0 and 1; --questions and --rounds at least 1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    measure(load(asked.model), asked.data, asked.rows, tuple(asked.media.split(",")), asked.questions, asked.seed)
+    try:
+        if asked.work == "write":
+            write(asked.rows, asked.out, f"Compression of {Path(asked.model).name}, with intervals")
+        else:
+            (measure if asked.work == "measure" else measure_time)(load(asked.model), asked)
+    except ValueError as error:
+        print(f"bench_compression: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from unimodal.compression import METHODS
 from unimodal.data.plain_text import read_paragraphs
+from unimodal.evaluation.cached_answers import continue_greedily
 from unimodal.evaluation.shares import count_independent, find_interval
 from unimodal.files import read_json_as, write_json, write_text_atomically
 from unimodal.model.base_check import find_cache_name
@@ -43,7 +43,7 @@ from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import PreTrainedModel
 
 WHOLE = "whole cache"
 WAYS = ("after", "with")
@@ -120,19 +120,6 @@ def read_number(text: str) -> str:
     return digits
 
 
-def answer(model: PreTrainedModel, ids: Sequence[int], cache: DynamicCache, tokens: int, end: int) -> list[int]:
-    """Reads ids after what is in the cache, and writes greedily."""
-    written: list[int] = []
-    new = torch.tensor([list(ids)])
-    while len(written) < tokens:
-        logits: Tensor = model(new, **{find_cache_name(model): cache}, use_cache=True, logits_to_keep=1).logits
-        written.append(int(logits[0, -1].argmax()))
-        if written[-1] == end:
-            break
-        new = torch.tensor([written[-1:]])
-    return written
-
-
 @torch.inference_mode()
 def ask(
     model: PreTrainedModel,
@@ -157,9 +144,9 @@ def ask(
         for key, question in questions.items():
             if way == "with":
                 cache = DynamicCache(config=model.config)
-                written = answer(model, [*haystack.ids, *question], cache, ANSWER_TOKENS, end)
+                written = continue_greedily(model, [*haystack.ids, *question], cache, ANSWER_TOKENS, (end,))
             else:
-                written = answer(model, question, copy.deepcopy(cache), ANSWER_TOKENS, end)
+                written = continue_greedily(model, question, copy.deepcopy(cache), ANSWER_TOKENS, (end,))
             right.append(read_number(tokenizer.decode(written)) == haystack.numbers[key])
     return right
 

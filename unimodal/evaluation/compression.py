@@ -34,6 +34,7 @@ from unimodal.evaluation.asking import answer_texts
 from unimodal.evaluation.compression_table import CompressionFigures, CompressionRow, RowKind, make_markdown, plot
 from unimodal.evaluation.compression_timing import measure_times
 from unimodal.evaluation.judges import compute_word_error_rate
+from unimodal.evaluation.pixel_attack import SquareChanges
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Clips, Pictures, Speech, sample
 from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
@@ -48,7 +49,6 @@ ROBUST_KEEP, ROBUST_LIMIT = 0.25, 16
 NOISE_STD = 2 / 255  # of a pixel in [0, 1]
 LONG = 512  # codes of the timed prompts
 ATTACK, QUERIES = 4 / 255, 16  # the largest change of a pixel in [0, 1], and the pictures tried
-SQUARES = (0.3, 0.05)  # share of the picture that the first and the last change cover
 METHOD_NAMES = tuple(name for name, method in METHODS.items() if not method.is_learned)
 
 #: answer, number of the question → how right it is, between 0 and 1
@@ -264,9 +264,8 @@ class PerturbedPictures:
 
     def __init__(self, model: Unimodal, pictures: Pictures, rows: np.ndarray, seed: int) -> None:
         self.model, self.seed = model, seed
-        self.generator = torch.Generator().manual_seed(seed)
         self.clean = pictures.take(rows)  # [B, 3, H, W]
-        noise = torch.randn(self.clean.shape, generator=self.generator)
+        noise = torch.randn(self.clean.shape, generator=torch.Generator().manual_seed(seed))
         self.parts, self.noisy = self._encode(self.clean), self._encode((self.clean + NOISE_STD * noise).clamp(0, 1))
 
     def _encode(self, pictures: Tensor) -> list[Part]:
@@ -279,16 +278,16 @@ class PerturbedPictures:
         """
         figures: Measured = {"noise_percent": self._score(questions, self.noisy)}
         kept = None if session is None else self._find_kept(questions, self.parts, session)
-        self.generator.manual_seed(self.seed + 1)  # the same tries for all methods
+        changes = SquareChanges(ATTACK, torch.Generator().manual_seed(self.seed + 1))  # the same for all methods
         if kept is None and session is not None:  # no tokens are chosen: they are merged, or left to the cache
             return figures | {"attack_percent": None, "kept_alike_percent": None}
-        change = ATTACK * self._draw_signs(len(self.clean), 3, 1, self.clean.shape[3]).expand_as(self.clean)  # stripes
+        change = changes.draw_stripes(self.clean)
         parts = self._change(change)
         if kept is None or session is None:
             return figures | {"attack_percent": self._score(questions, parts), "kept_alike_percent": None}
         alike = self._compare_kept(kept, parts, questions, session)
         for query in range(1, QUERIES):
-            tried = self._move_squares(change, SQUARES[0] * (SQUARES[1] / SQUARES[0]) ** (query / (QUERIES - 1)))
+            tried = changes.move_squares(change, query, QUERIES)
             tried_parts = self._change(tried)
             found = self._compare_kept(kept, tried_parts, questions, session)
             better = found < alike
@@ -302,20 +301,6 @@ class PerturbedPictures:
     def _change(self, change: Tensor) -> list[Part]:
         """The pictures with change [B, 3, H, W] added."""
         return self._encode((self.clean + change).clamp(0, 1))
-
-    def _draw_signs(self, *shape: int) -> Tensor:
-        return torch.randint(0, 2, shape, generator=self.generator) * 2.0 - 1
-
-    def _move_squares(self, change: Tensor, share: float) -> Tensor:
-        """The change [B, 3, H, W], all ±`ATTACK`, with new signs in a square of this share of each picture."""
-        height, width = change.shape[2:]
-        side = max(1, round((share * height * width) ** 0.5))
-        changed = change.clone()
-        tops = torch.randint(0, max(1, height - side + 1), (len(change),), generator=self.generator).tolist()
-        lefts = torch.randint(0, max(1, width - side + 1), (len(change),), generator=self.generator).tolist()
-        for one, top, left, signs in zip(changed, tops, lefts, self._draw_signs(len(change), 3, 1, 1), strict=True):
-            one[:, top : top + side, left : left + side] = ATTACK * signs
-        return changed
 
     def _compare_kept(
         self, kept: list[set[int]], parts: list[Part], questions: Questions, session: CompressionSession

@@ -125,7 +125,7 @@ def list_verdicts(rows: Sequence[CompressionRow]) -> list[str]:
 def _find_better(row: CompressionRow, baselines: Mapping[tuple[str, float], float]) -> list[str]:
     """The baselines that are right more often at the same share. baselines: (method, share) → accuracy."""
     own = average_accuracy(row)
-    return [name for name in ("random", "pooling") if baselines.get((name, row["keep"]), -1.0) > own]
+    return [name for name in ("random", "pooling", "downsample") if baselines.get((name, row["keep"]), -1.0) > own]
 
 
 def _format_cell(row: CompressionRow, name: str) -> str:

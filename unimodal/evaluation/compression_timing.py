@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unimodal.compression import CompressionSession
+from unimodal.evaluation.cached_answers import continue_greedily, count_cache_bytes
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document
 
@@ -58,6 +60,54 @@ def measure_times(
             left = (stats.tokens_after - before[2]) / (stats.tokens_before - before[1])
             figures["tokens_left_percent"] = round(100 * left, 2)
     return figures
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """The time to the first token of a prompt against the whole model's, by the clock and by processor time: medians of
+    the ratios of runs side by side, since a shared machine changes from minute to minute. cache: bytes that the cache
+    holds behind the prompt, against the whole model's. rounds: pairs of runs."""
+
+    wall: float
+    processor: float
+    cache: float
+    rounds: int
+
+
+@torch.inference_mode()
+def compare_first_token(
+    model: Unimodal,
+    documents: Sequence[Document],
+    open_method: Callable[[], AbstractContextManager[object]],
+    rounds: int,
+) -> FirstToken:
+    """A method beside the whole model, in turns, on one prompt at a time, scoring included.
+
+    The whole model is read by its own forward as the method is, so that only the method differs.
+    """
+    prompts = [model.read(model.template.render(d, add_generation_prompt=True)) for d in documents]
+    ratios: list[tuple[float, float, float]] = []
+    for number in range(rounds + 1):
+        prompt = prompts[number % len(prompts)]
+        sides = []
+        for opened in (nullcontext, open_method):
+            with opened():
+                sides.append(_read_prompt(model, prompt))
+        if number:  # the first round warms up
+            ratios.append(tuple(own / whole for whole, own in zip(*sides, strict=True)))  # type: ignore[arg-type]
+    wall, processor, cache = (median(column) for column in zip(*ratios, strict=True))
+    return FirstToken(wall, processor, cache, rounds)
+
+
+def _read_prompt(model: Unimodal, prompt: list[int]) -> tuple[float, float, float]:
+    """Seconds by the clock and of the processor to the first token, and the bytes of the cache behind it."""
+    from transformers import DynamicCache
+
+    own = model.engine.model
+    cache = DynamicCache(config=own.config)
+    begin, used = _read_clock(own.device), time.process_time()
+    continue_greedily(own, prompt, cache, 1, ())
+    return _read_clock(own.device) - begin, time.process_time() - used, count_cache_bytes(cache)
 
 
 @torch.inference_mode()
