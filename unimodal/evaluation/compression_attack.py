@@ -1,0 +1,242 @@
+"""Pictures for which only the compressed model fails: a compression-aware attack (after CAA, arXiv 2601.12042).
+
+The attack changes every pixel by at most `strength`, so that the whole model goes on giving the right answer and the
+model under a method gives it the least chance. What the paper does with gradients of an encoder is a search here: codes
+have none. It tries random squares (`pixel_attack.py`), keeps a change only if the whole model holds, and never sees a
+defence. Only pictures that the whole model names are attacked.
+
+Defences, from the cheapest on, each tried on the attacked and on the clean pictures:
+
+- `even`: prune evenly at the same share, which no score leads astray;
+- `jpeg`: code the picture behind a JPEG of quality 75;
+- `check`: read the whole picture where the answer is less sure than nine of ten answers about clean pictures were;
+- `double`: keep twice as many tokens.
+
+A defence held if the attacked pictures are named right nine times for ten that the method names clean, at least.
+
+Shapes: B pictures, H × W pixels in [0, 1].
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from unimodal.data.words import is_right_answer
+from unimodal.evaluation.asking import answer_texts
+from unimodal.evaluation.pixel_attack import SquareChanges
+from unimodal.evaluation.prepared import EVALUATION_STYLES, Pictures, sample
+from unimodal.pipeline import Unimodal
+from unimodal.sequence.document import Document, Image, Part, Text, Turn
+
+DEFENCES = ("even", "jpeg", "check", "double")  # the cheapest first
+QUALITY = 75
+SURE = 0.1  # of clean answers, the share that is less sure than what is read again
+HELD = 0.9
+
+#: opens the context of a method
+OpenMethod: TypeAlias = Callable[[], AbstractContextManager[object]]
+
+
+class Chance(NamedTuple):
+    """Of an answer to each of B prompts: the logarithm of its probability a token, and whether it would be given."""
+
+    log: Tensor  # float32 [B]
+    given: Tensor  # bool [B]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether each picture is named right. clean, random, attacked: by the compressed model, as they are, changed at
+    random and attacked. whole: the whole model, attacked. defended, kept: by defence, attacked and clean. again: the
+    share of pictures that `check` reads again, attacked and clean."""
+
+    method: str
+    keep: float
+    strength: float
+    queries: int
+    clean: list[bool]
+    random: list[bool]
+    attacked: list[bool]
+    whole: list[bool]
+    defended: dict[str, list[bool]] = field(default_factory=dict)
+    kept: dict[str, list[bool]] = field(default_factory=dict)
+    again: list[float] = field(default_factory=list)
+
+    @property
+    def gap(self) -> float:
+        """By how many points more the attack costs the compressed model than the whole one, which was right on all."""
+        lost = np.mean(self.clean) - np.mean(self.attacked)
+        return float(100 * (lost - (1 - np.mean(self.whole))))
+
+    def find_cheapest(self) -> str:
+        """The first of `DEFENCES` that held; "" where none did, "none needed" where the attack did not succeed."""
+        needed = HELD * sum(self.clean)
+        if sum(self.attacked) >= needed:
+            return "none needed"
+        return next((name for name in DEFENCES if name in self.defended and sum(self.defended[name]) >= needed), "")
+
+
+class AttackedPictures:
+    """Pictures of things in a style that was never trained on, which the whole model names.
+
+    Raises ValueError for missing data, and where the model names none of them.
+    """
+
+    def __init__(self, model: Unimodal, pictures: Pictures, number: int, seed: int) -> None:
+        self.model, self.seed, self.question = model, seed, model.wording.ask("image")
+        rows = sample(pictures.find_rows(EVALUATION_STYLES, "train"), 4 * number, seed)
+        clean, concepts = pictures.take(rows), pictures.take_concepts(rows)  # [B, 3, H, W]
+        answers = self.answer(self.encode(clean))
+        named = [i for i, answer in enumerate(answers) if is_right_answer(answer, concepts[i])][:number]
+        if not named:
+            raise ValueError(f"the model names none of {len(rows)} pictures; there is nothing to attack")
+        self.clean, self.concepts = clean[named], [concepts[i] for i in named]
+        self.answers = [answers[i] for i in named]
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def encode(self, pictures: Tensor) -> list[Part]:
+        return [Image(codes=codes) for codes in self.model.coder.encode("image", list(pictures))]
+
+    def ask(self, part: Part) -> Document:
+        return Document([Turn("user", [part, Text(self.question)])])
+
+    def answer(self, parts: Sequence[Part]) -> list[str]:
+        return answer_texts(self.model, [self.ask(part) for part in parts], self.seed, lambda *_: None, "plain")
+
+    def judge(self, answers: Sequence[str]) -> list[bool]:
+        return [bool(is_right_answer(answer, concept)) for answer, concept in zip(answers, self.concepts, strict=True)]
+
+    def name(self, pictures: Tensor, opened: AbstractContextManager[object]) -> list[bool]:
+        """Whether each picture is named right in a context."""
+        parts = self.encode(pictures)
+        with opened:
+            return self.judge(self.answer(parts))
+
+    def weigh(self, parts: Sequence[Part], answers: Sequence[str]) -> Chance:
+        """The chance of an answer to each prompt, read as an engine reads: the prompt, and then token by token."""
+        model = self.model
+        prompts, wanted = [], []
+        for part, answer in zip(parts, answers, strict=True):
+            document = self.ask(part)
+            prompts.append(model.read(model.template.render(document, add_generation_prompt=True)))
+            said = Document([*document.turns, Turn("assistant", [Text(answer)])])
+            wanted.append(model.read(model.template.render(said))[len(prompts[-1]) :])
+        return _read(model, prompts, wanted)
+
+
+@torch.inference_mode()
+def _read(model: Unimodal, prompts: list[list[int]], wanted: list[list[int]]) -> Chance:
+    engine = model.engine
+    decoder, head = engine.decoder, engine.model.get_output_embeddings()
+    most = max(map(len, wanted))
+    hidden = decoder.prefill(prompts, engine.pad_id, max(map(len, prompts)) + most)  # [B, D]
+    ids = torch.tensor([row + [engine.pad_id] * (most - len(row)) for row in wanted], device=hidden.device)  # [B, M]
+    real = torch.tensor([[at < len(row) for at in range(most)] for row in wanted], device=hidden.device)
+    total, given = torch.zeros(len(ids), device=hidden.device), torch.ones_like(real[:, 0])
+    for at in range(most):
+        logits = head(hidden).float()
+        own = logits.log_softmax(-1).gather(1, ids[:, at : at + 1])[:, 0]
+        total = total + own.masked_fill(~real[:, at], 0.0)
+        given &= (logits.argmax(-1) == ids[:, at]) | ~real[:, at]
+        if at + 1 < most:
+            hidden = decoder.step(ids[:, at : at + 1])
+    return Chance(total / real.sum(1), given)
+
+
+def search(asked: AttackedPictures, open_method: OpenMethod, strength: float, queries: int) -> tuple[Tensor, Tensor]:
+    """The attacked pictures [B, 3, H, W], and the same changed at random by as much.
+
+    A picture for which nothing was found stays as it is.
+    """
+    changes = SquareChanges(strength, torch.Generator().manual_seed(asked.seed))
+    tried = changes.draw_stripes(asked.clean)
+    random = changes.move_squares(tried, 0, queries)
+    best = asked.clean
+    with open_method():
+        least = asked.weigh(asked.encode(best), asked.answers).log
+    for query in range(queries):
+        pictures = (asked.clean + tried).clamp(0, 1)
+        parts = asked.encode(pictures)
+        whole = asked.weigh(parts, asked.answers).given
+        with open_method():
+            log = asked.weigh(parts, asked.answers).log
+        better = whole & (log < least)
+        best = torch.where(better.cpu()[:, None, None, None], pictures, best)
+        least = torch.where(better, log, least)
+        # where nothing was found so far, another change is tried; else the best one is changed on
+        known = torch.where((best - asked.clean).abs().sign() > 0, (best - asked.clean).sign() * strength, tried)
+        tried = changes.move_squares(known, query + 1, queries)
+    return best, (asked.clean + random).clamp(0, 1)
+
+
+def attack(
+    asked: AttackedPictures, method: str, keep: float, open_config: Callable[[str, float], OpenMethod],
+    strength: float, queries: int,
+) -> Outcome:  # fmt: skip
+    """Attack one method at one share and try every defence. open_config: (method, share) → its context."""
+    own = open_config(method, keep)
+    found, random = search(asked, own, strength, queries)
+    clean, attacked = asked.name(asked.clean, own()), asked.name(found, own())
+    whole = asked.name(found, nullcontext())
+    defended: dict[str, list[bool]] = {}
+    kept: dict[str, list[bool]] = {}
+    for defence in DEFENCES:
+        if defence == "even":
+            sides = [(pictures, open_config("stride", keep)) for pictures in (found, asked.clean)]
+        elif defence == "jpeg":
+            sides = [(compress_pictures(pictures), own) for pictures in (found, asked.clean)]
+        elif defence == "double":
+            sides = [(pictures, open_config(method, min(1.0, 2 * keep))) for pictures in (found, asked.clean)]
+        else:
+            continue
+        defended[defence], kept[defence] = (asked.name(pictures, opened()) for pictures, opened in sides)
+    checked = check(asked, [asked.clean, found], own)
+    (kept["check"], again_clean), (defended["check"], again) = checked
+    return Outcome(
+        method, keep, strength, queries, clean, asked.name(random, own()), attacked, whole, defended, kept,
+        [again, again_clean],
+    )  # fmt: skip
+
+
+def check(asked: AttackedPictures, sets: Sequence[Tensor], own: OpenMethod) -> list[tuple[list[bool], float]]:
+    """Of the clean pictures and of others: whether each is named right when unsure answers are given again by the whole
+    model, and the share of those."""
+    bound: float | None = None
+    results = []
+    for pictures in sets:
+        parts = asked.encode(pictures)
+        with own():
+            answers = asked.answer(parts)
+            sure = asked.weigh(parts, answers).log
+        if bound is None:  # the clean ones come first
+            bound = float(sure.quantile(SURE))
+        unsure = (sure < bound).tolist()
+        again = asked.answer([part for part, one in zip(parts, unsure, strict=True) if one]) if any(unsure) else []
+        told = iter(again)
+        right = asked.judge([next(told) if one else answer for one, answer in zip(unsure, answers, strict=True)])
+        results.append((right, float(np.mean(unsure))))
+    return results
+
+
+def compress_pictures(pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] as they come out of a JPEG of quality 75."""
+    out = []
+    for picture in pictures:
+        pixels = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        with io.BytesIO() as held:
+            PILImage.fromarray(pixels).save(held, "JPEG", quality=QUALITY)
+            held.seek(0)
+            read = np.asarray(PILImage.open(held).convert("RGB"))
+        out.append(torch.from_numpy(read.copy()).permute(2, 0, 1).float() / 255)
+    return torch.stack(out)
