@@ -16,9 +16,12 @@ the same.
     reference     the engine over Hugging Face's forward: both branches in one batch, sliced head, grammar
     lean          + a preallocated cache and about twenty operations a layer
     packed        + fused projections, transposed float32 weights
-    bfloat16      packed in half the bytes        int8    packed in a quarter
+    bfloat16      packed in half the bytes        int8, int4    packed in a quarter, in a seventh
     NAME          packed, or int8 with +int8, with the fast decoder of that name
     NAME+drafts   the sequences of MODEL/drafts.npz (`tools/make_drafts.py`) are in its memory before it begins
+
+``weights GB/s`` is what the steps read of the layers' weights; the first lines say what this machine reads when it does
+nothing else, and whether packed steps are compiled code (`unimodal/generation/native`) or torch's operators.
 
 No memory holds what was written in an earlier turn. ``--passes`` counts the forwards of the fast decoders beside the
 plain loop's, for pictures, clips and speech, at three settings of the sampling; "again" is the second of two seeds,
@@ -47,9 +50,10 @@ import torch
 import transformers
 
 from unimodal.generation import DECODERS, make_decoder
-from unimodal.generation.decoders.packed_decoder import WEIGHTS
 from unimodal.generation.engine import Engine
 from unimodal.generation.fast.speculation import FastDecoder
+from unimodal.generation.kinds import CACHES, WEIGHTS
+from unimodal.generation.native.build import load_native
 from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.model.build import NanoConfig, build_nano, count_parameters
@@ -195,6 +199,19 @@ def make_request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int]
     return [bos, user, *words, end, assistant], [bos, user, end, assistant]
 
 
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 17 / 16, "int4": 9 / 16}  # of a weight, with scales
+
+
+def measure_reading(size: int = 100_000_000, repeats: int = 5) -> float:
+    """Gigabytes a second that this machine reads, by torch's threads: the best of several sums over a large tensor."""
+    held, best = torch.ones(size), float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        held.sum()
+        best = min(best, time.perf_counter() - began)
+    return 4 * size / best / 1e9
+
+
 def measure_bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
     """Gigabytes of weights a second that the steps of a picture read."""
     layers = sum(p.numel() for p in bench.model.get_decoder().layers.parameters())
@@ -253,7 +270,7 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
                 )
 
 
-def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weights: str) -> None:
+def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weights: str, kv: str) -> None:
     """Time of a step by the length of the sequence, with and without guidance."""
     model, vocabulary = bench.model, bench.vocabulary
     own = model.config.max_position_embeddings
@@ -261,13 +278,19 @@ def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weight
         print(f"the model has {own} positions; {max(contexts)} are given to it here, for the time only")
         model.config.max_position_embeddings = max(contexts)
     engine = (
-        Engine(model, vocabulary, "reference") if weights == "reference" else Engine(model, vocabulary, weights=weights)
+        Engine(model, vocabulary, "reference")
+        if weights == "reference"
+        else Engine(model, vocabulary, weights=weights, kv=kv)
     )
     layers = model.get_decoder().layers
-    weight_bytes = sum(p.numel() for p in layers.parameters()) * {"bfloat16": 2, "int8": 1}.get(weights, 4)
+    weight_bytes = sum(p.numel() for p in layers.parameters()) * BYTES.get(weights, 4)
     head = layers[0].self_attn
-    entry_bytes = len(layers) * (head.k_proj.out_features + head.v_proj.out_features) * 4  # of one token of a stream
-    print(f"weights {weights}: {weight_bytes / 1e6:.1f} MB; a token's keys and values: {entry_bytes / 1e3:.1f} kB")
+    width = head.head_dim
+    each = {"bfloat16": 2, "int8": 1 + 2 / width}.get(kv, 4)
+    entry_bytes = len(layers) * (head.k_proj.out_features + head.v_proj.out_features) * each  # of one token of a stream
+    print(
+        f"weights {weights}: {weight_bytes / 1e6:.1f} MB; keys and values of a token, {kv}: {entry_bytes / 1e3:.1f} kB"
+    )
     print("batch guidance  positions  ms a step    ratio  processor ms    ratio  MB read    ratio")
     spare = bench.num_codes + 3
     filler = len(bench.prompt) - len(bench.bare)
@@ -329,6 +352,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1024, 2048, 4096])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--weights", default="float32", choices=("model", "reference", *WEIGHTS), help="of --growth")
+    parser.add_argument("--kv", default="model", choices=CACHES, help="of --growth")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     model, vocabulary = load_trained_model(args.model) if args.model else make_random_model(args.shape)
@@ -345,25 +369,28 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
+    native, reason = load_native()
+    print(f"this machine reads {measure_reading():.1f} GB/s; packed steps by", end=" ")
+    print("torch's operators: " + reason if native is None else "compiled code")
     if args.passes:
         if args.model is None:
             parser.error("--passes needs --model: random weights have nothing to guess")
         count_passes(bench, args.model, args.decoders)
         return
     if args.growth:
-        measure_growth(bench, args.contexts, args.batches, args.weights)
+        measure_growth(bench, args.contexts, args.batches, args.weights, args.kv)
         return
-    packed, int8 = Engine(model, vocabulary, weights="float32"), Engine(model, vocabulary, weights="int8")
+    narrow = {name: Engine(model, vocabulary, weights=name) for name in WEIGHTS}
+    packed, int8 = narrow["float32"], narrow["int8"]
     engines = {
         "reference": (Engine(model, vocabulary, "reference"), None, 4),
         "lean": (Engine(model, vocabulary, "lean", weights="model"), None, 4),
         "packed": (packed, None, 4),
-        "bfloat16": (Engine(model, vocabulary, weights="bfloat16"), None, 2),
-        "int8": (int8, None, 1),
+        **{name: (narrow[name], None, BYTES[name]) for name in WEIGHTS[1:]},
     }
     for name in fill_drafts(args.decoders, drafts):
         engines[name] = (packed, name, 4)
-        engines[f"{name}+int8"] = (int8, name, 1)
+        engines[f"{name}+int8"] = (int8, name, BYTES["int8"])
     names = ["peer", *engines]
     times: dict[str, list[float]] = {name: [] for name in names}
     processor: dict[str, list[float]] = {name: [] for name in names}

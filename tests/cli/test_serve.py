@@ -69,6 +69,8 @@ def test_it_says_where_answers_and_ends_on_ctrl_c(commands):
         (["--host", "no.such.host.invalid"], "choose another --host"),
         (["--weights", "int3"], "--weights"),
         (["--weights", "int8", "--compress", "stride"], "--weights"),
+        (["--kv", "int3"], "--kv"),
+        (["--kv", "int8", "--compress", "stride"], "--kv"),
         (["--compress", "divprun"], "did you mean divprune"),
         (["--compress", "tokenflex:0.5"], "learned"),
         (["--compress", "no/such/folder"], "no such folder"),

@@ -9,7 +9,7 @@ from tests.campaigns import examples
 from tests.generation.test_engine import ALL_GREEDY, MIXED, varied
 from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
-from unimodal.generation.decoders.slot_decoders import LlamaSlots, ReferenceSlots
+from unimodal.generation.decoders.slot_decoders import LeanSlots, ReferenceSlots
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig, GenerationRequest
 from unimodal.generation.sampling import GREEDY
@@ -92,7 +92,7 @@ def test_the_decoder_follows_the_engine(model, vocabulary):
     for decoder, weights in (("auto", "auto"), ("lean", "model")):
         engine = Engine(model, vocabulary, decoder, weights)
         slots = ContinuousBatch(engine).run.slots
-        assert type(slots) is LlamaSlots and slots.layers is engine.decoder.layers  # the weights are not copied again
+        assert type(slots) is LeanSlots and slots.layers is engine.decoder.layers  # the weights are not copied again
     assert type(ContinuousBatch(Engine(model, vocabulary, "reference")).run.slots) is ReferenceSlots
 
 

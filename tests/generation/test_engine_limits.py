@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from unimodal.generation.decoders.llama_layers import find_lean_problem
+from tests.tiny_bases import make_base
+from unimodal.generation import engine as engine_module
+from unimodal.generation.decoders.base_table import find_lean_problem
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig
@@ -62,30 +64,27 @@ def test_a_model_with_too_few_rows_is_refused(make_model, vocabulary):
         Engine(small, vocabulary)
 
 
-def test_lean_is_for_stock_llama_with_static_rope_only(model, make_model, vocabulary):
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
+def test_a_base_that_the_lean_step_does_not_know_falls_back_and_says_so_once(
+    model, make_model, vocabulary, monkeypatch
+):
+    said: list[str] = []
+    monkeypatch.setattr("unimodal.generation.engine.log.warning", lambda form, *values: said.append(form % values))
+    engine_module._say_once.cache_clear()
     assert find_lean_problem(model) is None
-    other = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=vocabulary.size,
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            max_position_embeddings=128,
-        )
-    ).eval()
-    assert "Qwen3Model is not LlamaModel" in find_lean_problem(other)
-    with pytest.raises(ValueError, match="use decoder='reference'"):
-        Engine(other, vocabulary, "lean")
+    other = make_base("stablelm", None, vocab_size=vocabulary.size)
+    assert "StableLmModel is none of LlamaModel" in find_lean_problem(other)
+    for changes in ({"decoder": "lean"}, {"weights": "int8"}, {"kv": "int8"}, {"compile": True}):
+        with pytest.raises(ValueError, match="lean decoder"):
+            Engine(other, vocabulary, **changes)
+    assert said == []
+    Engine(model, vocabulary)
+    Engine(other, vocabulary)
     engine = Engine(other, vocabulary)
     assert isinstance(engine.decoder, ReferenceDecoder)
     configs = [GenerationConfig(max_new_tokens=20, force=name, seed=3) for name in ("image", "video")]
     together = engine.generate(PROMPTS[:2], configs)
     assert together == [engine.generate([p], c)[0] for p, c in zip(PROMPTS, configs, strict=False)]
+    assert len(said) == 1 and "the model's own forward, which is several times slower: StableLmModel" in said[0]
     dynamic = make_model()
     dynamic.config.rope_parameters = {**dynamic.config.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
     assert "depend on the length" in find_lean_problem(dynamic)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from unimodal.generation.decoders import lean_decoder, llama_layers
+from unimodal.generation.decoders import lean_decoder, lean_layers
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
-from unimodal.generation.decoders.llama_layers import attend
+from unimodal.generation.decoders.lean_layers import attend
 from unimodal.generation.decoders.packed_decoder import PackedDecoder
 from unimodal.generation.decoders.reference_cache import RoomyLayer
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
@@ -13,7 +13,7 @@ from unimodal.generation.engine import Engine
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("num_new", [1, 5, llama_layers._FEW + 1])
+@pytest.mark.parametrize("num_new", [1, 5, lean_layers._FEW + 1])
 @pytest.mark.parametrize("masked", [True, False])
 def test_grouped_heads_attend_as_repeated_ones(kv_heads, num_new, masked):
     """The kernel is given a group's heads as queries; the definition repeats the keys."""

@@ -6,15 +6,16 @@ import torch
 
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
-from unimodal.generation.decoders.llama_layers import LlamaLayers
-from unimodal.generation.decoders.packed_decoder import PackedDecoder, PackedLayers
+from unimodal.generation.decoders.lean_layers import LeanLayers
+from unimodal.generation.decoders.packed_decoder import PackedDecoder
+from unimodal.generation.decoders.packed_layers import PackedLayers
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
-from unimodal.generation.decoders.slot_decoders import LlamaSlots, ReferenceSlots, make_slots
+from unimodal.generation.decoders.slot_decoders import LeanSlots, ReferenceSlots, make_slots
 from unimodal.generation.decoders.step_decoder import CachedPrefix
 
 SLOTS = {
-    "lean slots": lambda model: LlamaSlots(LlamaLayers(model), 128),
-    "packed slots": lambda model: LlamaSlots(PackedLayers(model), 128),
+    "lean slots": lambda model: LeanSlots(LeanLayers(model), 128),
+    "packed slots": lambda model: LeanSlots(PackedLayers(model), 128),
     "reference slots": ReferenceSlots,
 }
 KINDS = {

@@ -21,6 +21,7 @@ from unimodal.cli.serve import serve
 from unimodal.cli.shared import (
     BesideFile,
     BesideText,
+    Cache,
     Command,
     Compress,
     Decoder,
@@ -131,6 +132,7 @@ def chat(
     negative: Negative = None,
     decoder: Decoder = None,
     weights: Weights = "auto",
+    kv: Cache = "model",
     compress: Compress = None,
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where media in answers are saved.")] = Path("."),
     pictures: Annotated[
@@ -144,8 +146,8 @@ def chat(
 
     check_choice("--to", to, ("text", *MEDIA))
     check_choice("--pictures", pictures, PICTURE_WAYS)
-    check_ways(decoder, weights)
-    methods = check_compress(compress, decoder, weights)
+    check_ways(decoder, weights, kv)
+    methods = check_compress(compress, decoder, weights, kv)
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty; leave it out for an interactive session")
     if not folder.is_dir():
@@ -180,7 +182,7 @@ def chat(
             decoder=decoder,
             compress=load_methods(methods) if methods else None,
         )
-        terminal_chat = TerminalChat(load_model(model, report, weights), report, settings, folder, screen, mute)
+        terminal_chat = TerminalChat(load_model(model, report, weights, kv), report, settings, folder, screen, mute)
         for kind, source in files:
             data, path = (source, None) if isinstance(source, bytes) else (None, str(source))
             terminal_chat.attach(MEDIA_PARTS[kind](path=path, data=data, start_s=start, seconds=seconds))
@@ -211,6 +213,7 @@ def generate(
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Save the coarse pictures on the way, too.")] = False,
     weights: Weights = "auto",
+    kv: Cache = "model",
     model: Model = None,
 ) -> None:
     """Make a picture, a sound, a clip or a text from words, and save it."""
@@ -218,7 +221,7 @@ def generate(
 
     check_choice("--to", to, ("text", *MEDIA))
     check_choice("--search", search, tuple(SEARCHES))
-    check_ways(decoder, weights)
+    check_ways(decoder, weights, kv)
     check_out(out, to)
     if partial and to != "image":
         raise ValueError(f"--partial is for pictures, not for {to}; leave it out")
@@ -246,7 +249,7 @@ def generate(
             voice=read_voice(voice),
             search=search,
         )
-        output = load_model(model, report, weights).generate(
+        output = load_model(model, report, weights, kv).generate(
             prompt,
             settings=settings,
             on_token=make_counter(report, f"making {to}"),

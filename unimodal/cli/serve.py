@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unimodal.cli.progress import Reporter
-from unimodal.cli.shared import Compress, Model, Weights, check_compress, check_ways, load_model
+from unimodal.cli.shared import Cache, Compress, Model, Weights, check_compress, check_ways, load_model
 
 #: settings that are lists → the option that is given once for each
 SINGULAR = {"aliases": "alias", "allow_hosts": "allow-host", "allow_origins": "allow-origin"}
@@ -47,14 +47,15 @@ def serve(
         bool, typer.Option("--allow-compress", help="Let a request choose in the field `compress`.")
     ] = False,
     weights: Weights = "auto",
+    kv: Cache = "model",
 ) -> None:
     """Serve a model over HTTP: OpenAI's API and a web chat."""
     from pydantic import ValidationError
 
     from unimodal.serve.settings import ServeConfig, listen, read_key
 
-    check_ways(None, weights)
-    methods = check_compress(compress, None, weights) or ()
+    check_ways(None, weights, kv)
+    methods = check_compress(compress, None, weights, kv) or ()
     try:
         config = ServeConfig(
             host=host,
@@ -89,7 +90,7 @@ def serve(
         ) from None
     sock = listen(config)  # before seconds of loading; who connects meanwhile waits
     with Reporter() as report:
-        loaded = load_model(model, report, weights)
+        loaded = load_model(model, report, weights, kv)
         from unimodal.serve.server import create_app, make_server
 
         report("loading the tokenizers")

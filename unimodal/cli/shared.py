@@ -71,7 +71,13 @@ Decoder = Annotated[
     str | None, typer.Option("--decoder", metavar="D", help="A fast decoder: jacobi, coupled-sjd, token-recycling, …")
 ]
 Weights = Annotated[
-    str, typer.Option("--weights", metavar="W", help="auto, or bfloat16 or int8: faster on a CPU, a little less exact.")
+    str,
+    typer.Option(
+        "--weights", metavar="W", help="auto, or bfloat16, int8 or int4: faster on a CPU, a little less exact."
+    ),
+]
+Cache = Annotated[
+    str, typer.Option("--kv", metavar="K", help="Keys and values: model, or bfloat16 or int8: a half or a quarter.")
 ]
 Compress = Annotated[
     list[str] | None,
@@ -87,13 +93,13 @@ Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to wr
 # ---- loading
 
 
-def load_model(name: str | None, report: Reporter, weights: str = "auto") -> Unimodal:
+def load_model(name: str | None, report: Reporter, weights: str = "auto", kv: str = "model") -> Unimodal:
     """A model by folder, hub id or default. Raises ValueError, before anything heavy is imported, for a wrong name."""
     check_model(name)
     report("starting")
     from unimodal.pipeline import load
 
-    return load(name, on_step=report, weights=weights)
+    return load(name, on_step=report, weights=weights, kv=kv)
 
 
 def load_coder(name: str | None, report: Reporter) -> MediaCoder:
@@ -138,24 +144,28 @@ def check_model(name: str | None) -> None:
     find_model(name)
 
 
-def check_ways(decoder: str | None, weights: str) -> None:
-    """Raises ValueError for an unknown fast decoder or an unknown kind of weights."""
+def check_ways(decoder: str | None, weights: str, kv: str = "model") -> None:
+    """Raises ValueError for an unknown fast decoder or an unknown kind of weights or cache."""
     from unimodal.generation import DECODERS
+    from unimodal.generation.kinds import CACHES, WEIGHTS
 
     check_choice("--decoder", decoder, (*DECODERS, "plain"))
-    check_choice("--weights", weights, ("auto", "float32", "bfloat16", "int8"))
+    check_choice("--weights", weights, ("auto", *WEIGHTS))
+    check_choice("--kv", kv, CACHES)
 
 
 def check_compress(
-    asked: list[str] | None, decoder: str | None = None, weights: str = "auto"
+    asked: list[str] | None, decoder: str | None = None, weights: str = "auto", kv: str = "model"
 ) -> tuple[str, ...] | None:
     """The methods of `--compress`; None without. Raises ValueError for what does not go with them."""
     if not asked:
         return None
     if decoder not in (None, "plain"):
         raise ValueError(f"--decoder {decoder} needs the whole prompt, which --compress shortens; leave one out")
-    if weights in ("bfloat16", "int8"):
+    if weights in ("bfloat16", "int8", "int4"):
         raise ValueError(f"--weights {weights} are not read under --compress; leave one of them out")
+    if kv != "model":
+        raise ValueError(f"--kv {kv} is not the cache of --compress; leave one of them out")
     return tuple(asked)
 
 

@@ -8,8 +8,7 @@
 
 The step is that of `plain.py`, over a decoder whose streams come and go (`decoders/slot_decoders.py`). Each row has its
 own grammar, sampling, guidance, seed and noise. So an answer equals that of `Engine.generate` for the request alone,
-whenever its row joins and whatever its neighbours are (except with int8 weights, see `packed_decoder.py`). Only one
-thread at a time may use a batch.
+whenever its row joins and whatever its neighbours are. Only one thread at a time may use a batch.
 
 Shapes: S streams (rows and their unconditional twins), D width.
 """

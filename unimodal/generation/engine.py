@@ -4,7 +4,7 @@ A step feeds the last token of every stream to the decoder, computes the head on
 the grammars allow next (one slice when the batch is inside one block), draws, and advances the grammars. Tokens without
 an alternative (span starts, marks and ends) take no step of their own: they are read together with the next token that
 is drawn. A row's answer does not depend on its neighbours, up to rounding and with fast decoders too: padding is
-masked, positions are explicit, noise belongs to the row. Only with int8 weights it may (`packed_decoder.py`).
+masked, positions are explicit, noise belongs to the row.
 
 The loop itself is in `plain.py`; in `speculation.py` for decoders that write several tokens a step.
 
@@ -13,19 +13,22 @@ Shapes: B rows, S streams (rows and their unconditional twins), K candidate rows
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from unimodal.compression import Method
+from unimodal.generation.decoders.base_table import find_lean_problem
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.decoders.compressed_slots import CompressedSlots
 from unimodal.generation.decoders.flush_streams import stack_positions
+from unimodal.generation.decoders.layer_weights import find_packed_problem
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
-from unimodal.generation.decoders.llama_layers import find_lean_problem
-from unimodal.generation.decoders.packed_decoder import WEIGHTS, PackedDecoder, find_packed_problem
+from unimodal.generation.decoders.packed_decoder import PackedDecoder
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.decoders.step_decoder import StepDecoder
 from unimodal.generation.depth_states import compute_code_states
@@ -33,6 +36,8 @@ from unimodal.generation.fast.speculation import FastDecoder, SpeculativeRun
 from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead, WeightState, read_weight_state
+from unimodal.generation.kinds import CACHES, WEIGHTS
+from unimodal.generation.native.product import choose_product
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
@@ -46,6 +51,10 @@ from unimodal.vocabulary.positions import Position
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger("unimodal.generation")
+
+# A head in 4 bits would lose more than the layers do, and is read in slices.
+_HEADS = {"int4": "int8"}
 # "auto" does not pack layers larger than this, since the copy takes as much memory again.
 _MOST_PACKED_UNASKED = 500_000_000
 
@@ -53,10 +62,11 @@ _MOST_PACKED_UNASKED = 500_000_000
 class Engine:
     """Generates with a Hugging Face causal LM and its vocabulary.
 
-    decoder: "lean" for stock Llama; "reference" for the model's own forward; "auto" for the lean one if it fits; or a
-    decoder object. weights: what the lean step reads: "model" for the modules as they are; "float32", "bfloat16" or
-    "int8" for a rearranged copy (`packed_decoder.py`; the last two lose a little); "auto" for the float32 copy on a
-    processor if it fits. compile: run the lean step of one token through `torch.compile`, as a CUDA graph on a GPU;
+    decoder: "lean" for stock bases (`base_table.py`); "reference" for the model's own forward; "auto" for the lean one
+    if it fits; or a decoder object. weights: what the lean step reads: "model" for the modules as they are; "float32",
+    "bfloat16", "int8" or "int4" for a rearranged copy (`products.py`; all but the first lose a little); "auto" for the
+    float32 copy on a processor if it fits. kv: its keys and values, "model" for the model's own precision, or
+    "bfloat16" or "int8". compile: run the lean step of one token through `torch.compile`, as a CUDA graph on a GPU;
     True or a backend's name. Raises ValueError for a choice that does not fit the model.
     """
 
@@ -67,12 +77,16 @@ class Engine:
         decoder: str | StepDecoder = "auto",
         weights: str = "auto",
         compile: bool | str = False,
+        kv: str = "model",
     ) -> None:
         self.model = model.eval()
         self.vocabulary = vocabulary
         self._reference = ReferenceDecoder(model)
-        own = _make_decoder(model, decoder, weights, compile) or self._reference
-        self.head = SlicedHead(model, packed=isinstance(own, PackedDecoder) and not _is_on_cuda(model))
+        own = _make_decoder(model, decoder, weights, compile, kv) or self._reference
+        make_product = None
+        if isinstance(own, PackedDecoder) and not _is_on_cuda(model):
+            make_product = choose_product(_HEADS.get(own.weights, own.weights))
+        self.head = SlicedHead(model, make_product)
         if self.head.num_rows < vocabulary.size:
             raise ValueError(
                 f"the model has {self.head.num_rows} rows, its vocabulary {vocabulary.size}: not of one model"
@@ -238,7 +252,7 @@ class Engine:
 
     def refresh_head(self) -> None:
         """Forget copies of the head's rows when its weights have changed."""
-        if self.head.packed:
+        if self.head.make_product is not None:
             now = read_weight_state(self.head.head.parameters())
             if now != self._head_state:
                 self.head.forget()
@@ -291,34 +305,47 @@ def _is_on_cuda(model: PreTrainedModel) -> bool:
     return next(model.parameters()).is_cuda
 
 
+@cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
+
+
 def _make_decoder(
-    model: PreTrainedModel, decoder: str | StepDecoder, weights: str, compile: bool | str
+    model: PreTrainedModel, decoder: str | StepDecoder, weights: str, compile: bool | str, kv: str
 ) -> StepDecoder | None:
     """The decoder of that name; None for the reference decoder. Raises ValueError as `Engine` does."""
     if not isinstance(decoder, str):
-        if weights != "auto" or compile:
-            raise ValueError(f"weights and compile are settled by the {type(decoder).__name__} given; leave them out")
+        if weights != "auto" or compile or kv != "model":
+            raise ValueError(
+                f"weights, kv and compile are settled by the {type(decoder).__name__} given; leave them out"
+            )
         return decoder
     if decoder not in ("auto", "lean", "reference"):
         raise ValueError(f"decoder {decoder!r} is unknown; use auto, lean or reference")
     if weights not in ("auto", "model", *WEIGHTS):
         raise ValueError(f"weights {weights!r} are unknown; use auto, model, {', '.join(WEIGHTS)}")
+    if kv not in CACHES:
+        raise ValueError(f"kv {kv!r} is unknown; use {', '.join(CACHES)}")
     problem = find_lean_problem(model) if decoder == "auto" else None
     if decoder == "reference" or problem is not None:
-        if weights in WEIGHTS or compile:
-            asked = "compile" if compile else f"weights {weights!r}"
+        if weights in WEIGHTS or compile or kv != "model":
+            asked = "compile" if compile else f"weights {weights!r}" if weights in WEIGHTS else f"kv {kv!r}"
             reason = f"does not fit: {problem}" if problem else "was not chosen"
             raise ValueError(f"{asked} goes with the lean decoder, which {reason}")
+        if problem is not None:
+            _say_once(f"decoding takes the model's own forward, which is several times slower: {problem}")
         return None
     if compile:
         if weights in WEIGHTS:
             raise ValueError(f"compile reads the model's own weights; leave weights {weights!r} out")
+        if kv != "model":
+            raise ValueError(f"compile has a cache of the model's own precision; leave kv {kv!r} out")
         return CompiledDecoder(model, "inductor" if compile is True else compile)
     if weights in WEIGHTS:
-        return PackedDecoder(model, weights)
+        return PackedDecoder(model, weights, kv)
     layers = model.get_decoder().layers
     small = sum(p.numel() for p in layers.parameters()) <= _MOST_PACKED_UNASKED
     single = all(p.dtype == torch.float32 for p in layers.parameters())
     if weights == "auto" and small and single and not _is_on_cuda(model) and find_packed_problem(model) is None:
-        return PackedDecoder(model)
-    return LeanDecoder(model)
+        return PackedDecoder(model, kv=kv)
+    return LeanDecoder(model, kv)

@@ -5,7 +5,7 @@ Shapes: R rows of hidden states, K candidate rows of the vocabulary, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ from unimodal.model.rows import ExtendedHead, read_head_bias, read_head_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+#: (weight [k, D], bias [k] or None) → what multiplies hidden states float32 [R, D] by it: [R, k]
+MakeProduct = Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
 
 #: address and version of each of some parameters
 WeightState = tuple[tuple[int, int], ...]
@@ -46,7 +49,9 @@ class Candidates:
     ids: Tensor
     banned: Tensor | None
     only: int | None  # the id, if only one row is allowed
-    packed: list[Tensor] = field(default_factory=list)  # copies of the slices, each [D, k]; empty if none are kept
+    packed: list[Callable[[Tensor], Tensor]] = field(
+        default_factory=list
+    )  # products with copies of the slices, or none
 
     def find_index(self, row: int) -> int:
         """The index of a row of the vocabulary among the candidates. Raises ValueError if it is not one."""
@@ -62,19 +67,18 @@ class SlicedHead:
     """The head of a causal LM, computed for some of its rows.
 
     A plain or extended matrix is read in slices, an `ImageHead` scores rows itself, and any other head (one wrapped by
-    LoRA, say) is run whole. packed: keep transposed copies of the slices, which a processor reads twice as fast for a
-    few rows; call `forget` when the head's weights change. Logits are scaled and capped as the model does it
-    (`unimodal.model.logits`).
+    LoRA, say) is run whole. make_product: (weight [k, D], bias [k] or None) → their product with hidden states; then
+    slices are read as packed copies, and `forget` is to be called when the head's weights change. Logits are scaled and
+    capped as the model does it (`unimodal.model.logits`).
     """
 
-    def __init__(self, model: PreTrainedModel, packed: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, make_product: MakeProduct | None = None) -> None:
         self.head: nn.Module = model.get_output_embeddings()
         self.rule = read_logit_rule(model)
         extended = isinstance(self.head, ExtendedHead)
         self.num_rows = self.head.num_rows if extended else int(self.head.out_features)
         self.sliceable = type(self.head) is nn.Linear or extended
-        has_bias = self.sliceable and read_head_bias(self.head, range(1)) is not None
-        self.packed = packed and self.sliceable and not has_bias
+        self.make_product = make_product if self.sliceable else None
         self.device = next(model.parameters()).device
         self._made: dict[Ranges, Candidates] = {}
 
@@ -100,15 +104,16 @@ class SlicedHead:
         only = int(ids[0]) if len(ids) == 1 else None
         banned = None if bool(allowed.all()) else ~allowed.to(self.device)
         packed = []
-        if self.packed and only is None:
-            packed = [read_head_rows(self.head, s).detach().float().t().contiguous() for s in slices]
+        if self.make_product is not None and only is None:
+            read = [(read_head_rows(self.head, s).detach(), read_head_bias(self.head, s)) for s in slices]
+            packed = [self.make_product(rows, None if bias is None else bias.detach()) for rows, bias in read]
         found = self._made[ranges] = Candidates(tuple(slices), ids.to(self.device), banned, only, packed)
         return found
 
     def compute_logits(self, hidden: Tensor, candidates: Candidates) -> Tensor:
         """hidden [R, D] -> logits [R, K] over the candidates only, -inf for banned ones."""
         if candidates.packed:
-            logits = _join([torch.mm(hidden.float(), weight) for weight in candidates.packed])
+            logits = _join([product(hidden.float()) for product in candidates.packed])
         elif self.sliceable:
             logits = _join(
                 [

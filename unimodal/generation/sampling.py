@@ -3,7 +3,6 @@
 A token is drawn as argmax(logits / temperature + Gumbel noise), which samples the softmax exactly. The noise is a hash
 of (the row's seed, the number of the token in the answer, the vocabulary row). So for the same logits the same request
 gives the same answer alone, in any batch, on any device, and however many rows of the vocabulary the head computes.
-(With int8 weights logits depend on the batch.)
 
 Shapes: R rows of the batch, K candidate rows of the vocabulary.
 """

@@ -35,7 +35,7 @@ class LoadedModel:
     """A decoder with its template, its media tokenizers and the engine that runs it.
 
     sampling: how the tokens of each modality are chosen, unless a request says otherwise; a medium that is left out
-    gets the defaults of `MediumSettings`, and text is greedy. weights, compile: see `Engine`.
+    gets the defaults of `MediumSettings`, and text is greedy. weights, compile, kv: see `Engine`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class LoadedModel:
         sampling: Mapping[str, MediumSettings] | None = None,
         weights: str = "auto",
         compile: bool = False,
+        kv: str = "model",
     ) -> None:
         self.folder, self.decoder, self.template, self.coder = folder, decoder, template, coder
         self.vocabulary, self.processor = template.vocabulary, coder.processor
@@ -54,7 +55,7 @@ class LoadedModel:
         self.sampling = {"text": MediumSettings(temperature=0.0)} | own
         reads = any(self.is_read_by_features(modality) for modality in self.vocabulary.media)
         self.features = FeatureMemory(decoder, coder) if reads else None
-        self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile)
+        self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile, kv=kv)
         #: the media that it can write: those whose tokenizer came with its decoder
         self.writable = tuple(name for name in self.vocabulary.media if coder.can_decode(name))
         self.max_positions = int(decoder.config.max_position_embeddings)
@@ -67,6 +68,7 @@ class LoadedModel:
         on_step: Callable[[str], None] = lambda step: None,
         weights: str = "auto",
         compile: bool = False,
+        kv: str = "model",
     ) -> Self:
         """The model in a folder that `find_model` has found. Raises ValueError, in one line, for a broken folder."""
         on_step("loading the model")
@@ -76,7 +78,7 @@ class LoadedModel:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         coder = MediaCoder(folder, vocabulary, processor, device, on_step)
         decoder, sampling = load_decoder(folder, vocabulary).to(device), read_sampling(folder)
-        return cls(folder, decoder, template, coder, sampling, weights, compile)
+        return cls(folder, decoder, template, coder, sampling, weights, compile, kv)
 
     def is_read_by_features(self, modality: str) -> bool:
         """Whether this medium is read through continuous features instead of codes."""

@@ -79,8 +79,7 @@ class AnswerSettings:
 
     to: the medium that the answer must hold, "text" for words only, None for what the model chooses.
     allow: without `to`, what the answer may hold, of "text" and the media; None for all that the model writes.
-    seed: of the random choices; the same request with the same seed has the same answer, alone or beside any others
-        (with int8 weights only beside the same ones).
+    seed: of the random choices; the same request with the same seed has the same answer, alone or beside any others.
     guidance: how far media move away from `negative`, or from an empty prompt; 1 turns it off.
     temperature, top_k, top_p: of the medium in `to`, of all in `allow`, or of all media if neither is given.
         Temperature 0 takes the likeliest token; top_k keeps that many candidates (0: all), top_p the likeliest ones

@@ -60,15 +60,16 @@ def load(
     on_step: Callable[[str], None] = lambda step: None,
     weights: str = "auto",
     compile: bool = False,
+    kv: str = "model",
 ) -> Unimodal:
     """Loads the model in a folder or under a hub id; without a name, `$UNIMODAL_MODEL` or the nano of this checkout.
 
     Media tokenizers are checked by their hash now, and loaded when they are first needed. on_step: told what is being
-    done. weights, compile: how the engine decodes. "int8" and "bfloat16" are faster on a processor and lose a little;
-    with "int8", an answer may depend on what is answered beside it. Raises ValueError, in one line, for a model that is
-    missing, incomplete or mixed up.
+    done. weights, compile, kv: how the engine decodes. "bfloat16", "int8" and "int4" weights are faster on a processor
+    and lose a little; so does a "bfloat16" or "int8" cache (kv), which takes a half or a quarter of the memory. Raises
+    ValueError, in one line, for a model that is missing, incomplete or mixed up.
     """
-    return Unimodal.from_folder(find_model(model), device, on_step, weights, compile)
+    return Unimodal.from_folder(find_model(model), device, on_step, weights, compile, kv)
 
 
 class Unimodal(LoadedModel):
@@ -216,8 +217,7 @@ class Unimodal(LoadedModel):
         on_compressed: OnCompressed | None = None,
         **changes: Unpack[AnswerChanges],
     ) -> list[list[Output]]:
-        """The answers to documents whose media have codes, in batches; none depends on its neighbours, unless weights
-        are int8.
+        """The answers to documents whose media have codes, in batches; none depends on its neighbours.
 
         settings: one for all documents, whose seed is the first document's, with 1 more for each further one; or one
         for each document. seeds: replace those. Raises ValueError, before anything is computed, for a request that does

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
+from unimodal.generation.decoders.lean_layers import RotaryTable
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts
+from unimodal.generation.decoders.step_view import StepView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +74,8 @@ class CompiledDecoder(LeanDecoder):
                 self._mask[..., self.length - ids.shape[1] : self.length] = 0
                 self._slot += ids.shape[1]
             return hidden
-        hidden = self._step(ids, self._slot, self.pads, self._mask, self.rotary.cos, self.rotary.sin, self.cache)
+        tables = [(table.cos, table.sin) for table in self.rotary]
+        hidden = self._step(ids, self._slot, self.pads, self._mask, tables, self.cache.data)
         self._slot = self._slot + 1
         self.length += 1
         if self.compiled and hidden.is_cuda:
@@ -87,39 +89,48 @@ class CompiledDecoder(LeanDecoder):
 
     def _fix_shapes(self) -> None:
         """Zero unwritten slots (masked ones must be finite too) and make the mask and the slot anew."""
-        self.cache[..., self.length :, :] = 0
-        if self.cache.is_cuda:
-            torch._dynamo.mark_static_address(self.cache)  # a graph may write what it was given
-        slots = torch.arange(self.cache.shape[4], device=self.cache.device)
+        cache = self.cache.data
+        cache[..., self.length :, :] = 0
+        if cache.is_cuda:
+            torch._dynamo.mark_static_address(cache)  # a graph may write what it was given
+        slots = torch.arange(cache.shape[4], device=cache.device)
         hidden = (slots < self.pads[:, None]) | (slots >= self.length)
-        mask = torch.zeros(hidden.shape, device=self.cache.device, dtype=self.cache.dtype)
+        mask = torch.zeros(hidden.shape, device=cache.device, dtype=cache.dtype)
         self._mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]  # [S, 1, 1, C]
-        self._slot = torch.tensor([self.length], device=self.cache.device)
+        self._slot = torch.tensor([self.length], device=cache.device)
 
     def _step_once(
-        self, ids: Tensor, slot: Tensor, pads: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, cache: Tensor
+        self,
+        ids: Tensor,
+        slot: Tensor,
+        pads: Tensor,
+        mask: Tensor,
+        tables: list[tuple[Tensor, Tensor]],
+        cache: Tensor,
     ) -> Tensor:
         """ids [S, 1] at slot [1] -> hidden [S, E]; writes cache [L, 2, S, K, C, D] and mask [S, 1, 1, C]."""
-        num_streams, own = ids.shape[0], self.layers
         mask.index_fill_(3, slot, 0.0)
-        positions = slot - pads  # [S]
-        turn_cos, turn_sin = cos[positions][:, None, None], sin[positions][:, None, None]  # [S, 1, 1, D]
-        x = own.embed(ids)  # [S, 1, E]
-        for number, layer in enumerate(own.layers):
-            attention, mlp = layer.self_attn, layer.mlp
-            h = layer.input_layernorm(x)
-            q, k, v = (
-                project(h).view(num_streams, 1, -1, own.width).transpose(1, 2)
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )  # [S, H or K, 1, D]
-            q, k = (y * turn_cos + y.roll(own.width // 2, -1) * turn_sin for y in (q, k))
-            cache[number, 0].index_copy_(2, slot, k)
-            cache[number, 1].index_copy_(2, slot, v)
-            q = q.reshape(num_streams, own.num_kv_heads, -1, own.width)
-            out = F.scaled_dot_product_attention(
-                q, cache[number, 0], cache[number, 1], attn_mask=mask, scale=attention.scaling
-            )
-            x = x + attention.o_proj(out.reshape(num_streams, 1, -1))
-            h = layer.post_attention_layernorm(x)
-            x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h))
-        return own.backbone.norm(x[:, -1])
+        view = _FixedView(cache, mask, slot, (slot - pads)[:, None])
+        x = self.layers.run(self.layers.embed(ids), [RotaryTable(*table) for table in tables], view)
+        return self.layers.apply_norm(x[:, -1])
+
+
+class _FixedView(StepView):
+    """A view of all slots of a cache [L, 2, S, K, C, D], of which one is written.
+
+    mask: [S, 1, 1, C], of layers that see all. slot: int64 [1]. positions: int64 [S, 1].
+    """
+
+    def __init__(self, held: Tensor, mask: Tensor, slot: Tensor, positions: Tensor) -> None:
+        self.held, self.mask, self.slot, self.positions = held, mask, slot, positions
+
+    def write(self, number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        for which, new in enumerate((k, v)):
+            self.held[number, which].index_copy_(2, self.slot, new)
+        return self.held[number, 0], self.held[number, 1]
+
+    def make_bias(self, window: int | None) -> Tensor | None:
+        if window is None:
+            return self.mask
+        slots = torch.arange(self.mask.shape[3], device=self.mask.device)
+        return self.mask.masked_fill(slots <= self.slot - window, -torch.inf)

@@ -72,15 +72,14 @@ class ReferenceDecoder:
         self.places = (torch.arange(max(first, 0), device=device) - self.pads[:, None]).clamp(min=0)
         if first > 0:
             given = next(prefix for prefix in prefixes if prefix is not None)
-            for number, layer in enumerate(given.cache.layers):
-                keys, values = (held.new_zeros(len(prompts), held.shape[0], first, held.shape[2]) for held in layer)
-                for stream, prefix in enumerate(prefixes):
-                    pad = int(self.pads[stream])
-                    if prefix is not None and pad < first:
-                        own_keys, own_values = prefix.cache.layers[number]
-                        keys[stream, :, pad:] = own_keys[:, : first - pad]
-                        values[stream, :, pad:] = own_values[:, : first - pad]
-                self.cache.update(keys, values, number)
+            joined = [held.new_zeros(len(prompts), held.shape[0], first, held.shape[2]) for held in given.cache.parts]
+            for stream, prefix in enumerate(prefixes):
+                pad = int(self.pads[stream])
+                if prefix is not None and pad < first:
+                    for held, own in zip(joined, prefix.cache.parts, strict=True):
+                        held[stream, :, pad:] = own[:, : first - pad]
+            for number in range(len(joined) // 2):
+                self.cache.update(joined[2 * number], joined[2 * number + 1], number)
             self.length = first
         return self.step(ids[:, first:])
 
@@ -157,12 +156,8 @@ class ReferenceDecoder:
 
     def export(self, stream: int) -> StreamCache:
         pad = int(self.pads[stream])
-        return StreamCache(
-            [
-                (layer.keys[stream, :, pad:].clone(), layer.values[stream, :, pad:].clone())
-                for layer in self.cache.layers
-            ]
-        )
+        held = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
+        return StreamCache([part[stream, :, pad:].clone() for part in held])
 
     def count_read(self, stream: int) -> int:
         return self.length - int(self.pads[stream])

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
-from unimodal.generation.decoders.llama_layers import LlamaLayers
+from unimodal.generation.decoders.lean_layers import LeanLayers
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, SlotDecoder, StepDecoder, StreamCache
+from unimodal.generation.decoders.step_view import StepView
 from unimodal.vocabulary.positions import Position
 
 if TYPE_CHECKING:
@@ -30,16 +31,19 @@ if TYPE_CHECKING:
 _FIRST_STREAMS, _GRAIN = 8, 128
 
 
-class LlamaSlots:
+class LeanSlots:
     """A `SlotDecoder` over the layers of a lean or packed decoder; the protocol describes the methods."""
 
     num_computed: int
 
-    def __init__(self, layers: LlamaLayers, max_positions: int) -> None:
+    def __init__(self, layers: LeanLayers, max_positions: int) -> None:
         layers.refresh()
         self.layers, self.max_positions = layers, max_positions
         self.rotary = layers.make_rotary(max_positions)
         self.cache = layers.make_cache(0, 0)  # [L, 2, rows, K, C, D]
+        self.places: Tensor | None = None  # int64 [rows, C], the position of each slot; None for a base without windows
+        if layers.base.has_windows:
+            self.places = torch.zeros(0, 0, dtype=torch.int64, device=layers.device)
         self.slot_of: list[int] = []  # [S] the row of the cache of each stream
         self.lengths: list[int] = []  # tokens in each row
 
@@ -68,14 +72,17 @@ class LlamaSlots:
         numbers: Sequence[int],
     ) -> Tensor:
         """Read prompts and add a stream for each of ``numbers``, indices of prompts; return their states [new, E]."""
-        reader = LeanDecoder(self.layers)  # reads the new prompts into a cache of its own
+        reader = LeanDecoder(self.layers)  # it reads the new prompts into a cache of its own
         hidden = reader.prefill(prompts, pad_id, max(map(len, prompts)), prefixes)
         self.num_computed = reader.num_computed
         self._reserve(len(self.lengths) + len(numbers), capacity)
         for number in numbers:
             slot, length = len(self.lengths), len(prompts[number])
             first = reader.length - length
-            self.cache[:, :, slot, :, :length] = reader.cache[:, :, number, :, first : reader.length]
+            for own, held in zip(self.cache.parts, reader.cache.parts, strict=True):
+                own[:, :, slot, :, :length] = held[:, :, number, :, first : reader.length]
+            if self.places is not None:
+                self.places[slot, :length] = torch.arange(length, device=self.places.device)
             self.slot_of.append(slot)
             self.lengths.append(length)
         return hidden[list(numbers)]
@@ -95,23 +102,15 @@ class LlamaSlots:
         positions = places if offsets is None else (lengths + offsets).clamp_(min=0)
         end = max(self.lengths) + num_new
         assert end <= self.cache.shape[4], (end, self.cache.shape)
-        slots = torch.arange(end, device=device)
-        hidden = slots > places[..., None]  # [S, P, end]
+        seen = None
         if visible is not None:
-            hidden = ~_place_visible(visible, lengths + num_new, slots) & (slots != places[..., None]) | (
-                slots >= lengths[..., None] + num_new
-            )
-        bias = torch.zeros(hidden.shape, device=device, dtype=self.cache.dtype).masked_fill_(hidden, -torch.inf)
-        rows = torch.arange(num_streams, device=device)[:, None]
-        caches = self.cache.unbind()
-
-        def write(number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            keys, values = caches[number]
-            keys[rows, :, places] = k.transpose(1, 2)  # [S, P, K, D]
-            values[rows, :, places] = v.transpose(1, 2)
-            return keys[:num_streams, :, :end], values[:num_streams, :, :end]
-
-        x = self.layers.run(self.layers.embed(ids), self.rotary, positions, write, bias[:, None])  # [S, P, E]
+            slots = torch.arange(end, device=device)
+            seen = _place_visible(visible, lengths + num_new, slots) & (slots < lengths[..., None] + num_new)
+        view = StepView(self.cache, num_streams, num_new, positions, places, end, seen=seen)
+        if self.places is not None:
+            self.places[torch.arange(num_streams, device=device)[:, None], places] = positions
+            view.places = self.places[:num_streams, :end]
+        x = self.layers.run(self.layers.embed(ids), self.rotary, view)  # [S, P, E]
         self.lengths = [length + num_new for length in self.lengths]
         x = self.layers.apply_norm(x if every else x[:, -1])
         return x[slot_of] if moved else x
@@ -121,9 +120,12 @@ class LlamaSlots:
             begin = self.lengths[slot] - num_new
             self.lengths[slot] = begin + len(numbers)
             if list(numbers) != list(range(len(numbers))):
-                index = begin + torch.tensor(numbers, dtype=torch.int64, device=self.cache.device)
-                held = self.cache[:, :, slot]  # [L, 2, K, C, D]
-                held[:, :, :, begin : begin + len(numbers)] = held.index_select(3, index)
+                index = begin + torch.tensor(numbers, dtype=torch.int64, device=self.layers.device)
+                for part in self.cache.parts:
+                    held = part[:, :, slot]  # [L, 2, K, C, D]
+                    held[:, :, :, begin : begin + len(numbers)] = held.index_select(3, index)
+                if self.places is not None:
+                    self.places[slot, begin : begin + len(numbers)] = self.places[slot, index]
 
     def keep(self, streams: Sequence[int]) -> None:
         slots = [self.slot_of[stream] for stream in streams]
@@ -134,7 +136,10 @@ class LlamaSlots:
         for number, slot in enumerate(slots):
             if slot >= len(slots) or slot in taken:
                 hole, length = free.pop(), self.lengths[slot]
-                self.cache[:, :, hole, :, :length] = self.cache[:, :, slot, :, :length]
+                for part in self.cache.parts:
+                    part[:, :, hole, :, :length] = part[:, :, slot, :, :length]
+                if self.places is not None:
+                    self.places[hole] = self.places[slot]
                 lengths[hole] = length
                 slots[number] = hole
             taken.add(slot)
@@ -142,8 +147,7 @@ class LlamaSlots:
 
     def export(self, stream: int) -> StreamCache:
         slot = self.slot_of[stream]
-        held = self.cache[:, :, slot, :, : self.lengths[slot]].clone()  # [L, 2, K, N, D]
-        return StreamCache([(layer[0], layer[1]) for layer in held])
+        return StreamCache([part[:, :, slot, :, : self.lengths[slot]].clone() for part in self.cache.parts])
 
     def count_read(self, stream: int) -> int:
         return self.lengths[self.slot_of[stream]]
@@ -157,10 +161,15 @@ class LlamaSlots:
             have_streams = max(streams, 2 * have_streams, _FIRST_STREAMS)
         if capacity > have_capacity:
             have_capacity = min(self.max_positions, max(-(-capacity // _GRAIN) * _GRAIN, have_capacity))
-        grown = self.layers.make_cache(have_streams, have_capacity).zero_()  # what a mask hides must still be finite
+        grown = self.layers.make_cache(have_streams, have_capacity)
         num, end = len(self.lengths), max(self.lengths, default=0)
-        grown[:, :, :num, :, :end] = self.cache[:, :, :num, :, :end]
+        for new, held in zip(grown.parts, self.cache.parts, strict=True):
+            new[:, :, :num, :, :end] = held[:, :, :num, :, :end]
         self.cache = grown
+        if self.places is not None:
+            held = self.places
+            self.places = held.new_zeros(have_streams, have_capacity)
+            self.places[:num, :end] = held[:num, :end]
 
 
 def _order(x: Tensor | None, slot_of: Tensor) -> Tensor | None:
@@ -265,7 +274,7 @@ def make_twin(decoder: StepDecoder) -> StepDecoder:
 def make_slots(decoder: StepDecoder, max_positions: int) -> SlotDecoder:
     """A `SlotDecoder` over the weights of this decoder. Raises ValueError for a kind that has none."""
     if isinstance(decoder, LeanDecoder):
-        return LlamaSlots(decoder.layers, max_positions)
+        return LeanSlots(decoder.layers, max_positions)
     if isinstance(decoder, ReferenceDecoder):
         return ReferenceSlots(decoder.model)
     raise ValueError(f"{type(decoder).__name__} has no form whose streams come and go; take another decoder")

@@ -3,7 +3,7 @@
 A stream is the tokens of one prompt and its answer, in order, each with its keys and values. The hidden state of a
 token depends on the tokens of its own stream up to it and on nothing else: not on the other streams, nor on how many
 tokens were read at a time. Every decoder gives the hidden states of the model's own forward, to 1e-5 in float32; narrow
-copies of the weights lose what their precision implies (`packed_decoder.py`).
+copies of the weights lose what their precision implies (`products.py`), as narrow caches do (`kv_cache.py`).
 
 All methods run under `torch.inference_mode`. One thread at a time may use a decoder.
 
@@ -27,9 +27,9 @@ Prompts = Sequence[Sequence[Position]]
 
 @dataclass(frozen=True, eq=False)
 class StreamCache:
-    """The keys and values, each [K, N, W], of the N tokens of one stream, for every layer."""
+    """The keys and values of the N tokens of one stream, [..., K, N, W] each, for the kind of decoder that made it."""
 
-    layers: Sequence[tuple[Tensor, Tensor]]
+    parts: Sequence[Tensor]
 
 
 @dataclass(frozen=True, eq=False)

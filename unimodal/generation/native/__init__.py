@@ -1,0 +1,1 @@
+"""A step of all layers in one call of compiled code, for processors with AVX2."""
