@@ -34,7 +34,8 @@ from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.document import Image as Picture
 
 ROOT = Path(__file__).resolve().parents[1]
-STYLES = ("noto", "fluent3d")
+STYLES = ("noto", "fluent3d")  # nano draws the first one more readily
+REJECTED, CHOSEN = STYLES
 Row = dict[str, object]
 Figures = dict[str, object]
 
@@ -134,12 +135,12 @@ def score_drawings(model: Unimodal, concepts: Sequence[dict[str, str]], style: s
 
 
 def compare_styles(model: Unimodal, concepts: Sequence[dict[str, str]]) -> Figures:
-    """How often the first style is the likelier one, with Wilson's 95% interval, and the likelihood of both."""
-    right, wrong = (score_drawings(model, concepts, style) for style in STYLES)
+    """How often the chosen style is the likelier one, with Wilson's 95% interval, and the likelihood of both."""
+    right, wrong = (score_drawings(model, concepts, style) for style in (CHOSEN, REJECTED))
     wins, num = sum(a > b for a, b in zip(right, wrong, strict=True)), len(right)
     return {
         "win_rate": round(wins / num, 3), "pairs": num, "interval": wilson(wins, num),
-        "nats_chosen": round(statistics.mean(right), 4), "nats_rejected": round(statistics.mean(wrong), 4),
+        "nats_chosen": round(statistics.mean(right), 3), "nats_rejected": round(statistics.mean(wrong), 3),
     }  # fmt: skip
 
 
@@ -151,9 +152,9 @@ def wilson(hits: int, num: int) -> list[float]:
 
 
 def write_pairs(study: Study, concepts: Sequence[dict[str, str]], name: str) -> str:
-    """To each wish a picture of the second style is chosen, though the model draws the first one more readily."""
+    """To each wish a picture of the style that the model draws less readily is chosen."""
     rows: list[Row] = [
-        {"prompt": draw(c["name"]), "chosen": answer_with(c[STYLES[0]]), "rejected": answer_with(c[STYLES[1]])}
+        {"prompt": draw(c["name"]), "chosen": answer_with(c[CHOSEN]), "rejected": answer_with(c[REJECTED])}
         for c in concepts
     ]
     return study.write_rows(name, rows)
@@ -164,20 +165,24 @@ def study_preference(study: Study) -> Figures:
     learnt, held_out = study.split()
     rows, others = write_pairs(study, learnt, "pairs"), write_pairs(study, held_out, "held_out_pairs")
     before = compare_styles(load(study.model, device="cpu"), held_out)
-    folder = study.train("preference", rows, others, "objective.preference.beta=0.1", "loop.learning_rate=1e-3")
-    return {"before": before, "after": compare_styles(load(folder, device="cpu"), held_out)}
+    folder = study.train("preference", rows, others, "objective.preference.beta=0.02", "loop.learning_rate=1e-3")
+    accuracy = study.read_metrics("preference")[-1]["validation_reward_accuracy"]
+    after = compare_styles(load(folder, device="cpu"), held_out)
+    return {"before": before, "after": after, "held_out_reward_accuracy": accuracy}
 
 
 def study_kto(study: Study) -> Figures:
     """KTO: the same from single pictures that are called good or bad."""
     learnt, held_out = study.split()
     rows: list[Row] = [
-        {"prompt": draw(c["name"]), "completion": answer_with(c[style]), "label": style == STYLES[0]}
+        {"prompt": draw(c["name"]), "completion": answer_with(c[style]), "label": style == CHOSEN}
         for c in learnt
         for style in STYLES
     ]
     before = compare_styles(load(study.model, device="cpu"), held_out)
-    folder = study.train("kto", study.write_rows("labels", rows), None, "objective=kto", "loop.learning_rate=1e-3")
+    folder = study.train(
+        "kto", study.write_rows("labels", rows), None, "objective.kto.beta=0.02", "loop.learning_rate=1e-3"
+    )
     return {"before": before, "after": compare_styles(load(folder, device="cpu"), held_out)}
 
 
