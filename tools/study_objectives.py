@@ -148,7 +148,8 @@ def wilson(hits: int, num: int) -> list[float]:
     """Wilson's 95% interval of a share."""
     z, share = 1.96, hits / num
     centre, spread = share + z * z / (2 * num), z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
-    return [round((centre - spread) / (1 + z * z / num), 3), round((centre + spread) / (1 + z * z / num), 3)]
+    low, high = (centre - spread) / (1 + z * z / num), (centre + spread) / (1 + z * z / num)
+    return [round(max(0.0, low), 3), round(min(1.0, high), 3)]
 
 
 def write_pairs(study: Study, concepts: Sequence[dict[str, str]], name: str) -> str:
