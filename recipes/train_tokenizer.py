@@ -469,8 +469,9 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     if parallel.is_main:
         report = measure_tokenizer(tokenizer, held_out, conditions, cfg.run / SHEETS / "last.png")
         if module.bag is not None and module.bag.spelling is not None:
-            errors = [module(b.media, b.lengths, 0, b.captions)[1]["character_errors"] for b in held_out if b.captions]
-            report["character_errors"] = sum(errors) / max(1, len(errors))
+            told = [module(b.media, b.lengths, 0, b.captions)[1] for b in held_out if b.captions]
+            if errors := [numbers["character_errors"] for numbers in told if "character_errors" in numbers]:
+                report["character_errors"] = sum(errors) / len(errors)
         tokenizer.save(cfg.out, cfg.in_8_bits)
         record = {
             "config": cfg.model_dump(mode="json"), "data_sha256": data, "weights_sha256": tokenizer.sha256,

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from unimodal.files import read_json
+from unimodal.media.audio import load_audio
 from unimodal.media.image import load_image
 from unimodal.tokenizers import hash_stored, load_tokenizer
+from unimodal.tokenizers.voices import VoicedTokenizer
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 NANO2, SAMPLES = CARDS / "nano2", CARDS / "nano" / "samples"
 
 
-@pytest.mark.parametrize("medium", ["image", "video"])
+@pytest.mark.parametrize("medium", ["image", "video", "audio"])
 def test_the_weights_are_those_of_their_record(medium):
     folder = NANO2 / f"{medium}_tokenizer"
     tokenizer = load_tokenizer(folder)
@@ -32,3 +34,21 @@ def test_a_picture_is_named_and_drawn_and_begins_a_clip():
     ids = clips.encode(film).ids
     assert ids.shape == (1, 192, 1) and torch.equal(ids[:, :64], codes.ids)
     assert float((clips.decode(clips.encode(film)) - film).square().mean()) < 0.01
+
+
+def test_speech_is_rebuilt_and_said_by_other_voices():
+    tokenizer = load_tokenizer(NANO2 / "audio_tokenizer")
+    assert isinstance(tokenizer, VoicedTokenizer) and tokenizer.list_voices() == ("slt", "rms", "kal16", "joe")
+    x = load_audio(SAMPLES / "speech.wav")[None, None]
+    codes = tokenizer.encode(x)
+    groups = -(-x.shape[-1] // 2560)
+    assert codes.counts == [6 + 9 * groups]
+
+    def compare(wave):
+        mel = tokenizer.mel(wave[:, 0, : x.shape[-1]])
+        return float((mel - tokenizer.mel(x[:, 0])).abs().mean())
+
+    made = tokenizer.decode(codes)
+    other = tokenizer.decode(tokenizer.change_voice(codes, tokenizer.find_voice("rms")))
+    assert compare(made) < 0.35 < compare(torch.zeros_like(x)) and compare(other) > compare(made)
+    assert torch.equal(tokenizer.encode(torch.cat([x, x.flip(2)])).row(0), codes.row(0))

@@ -198,6 +198,15 @@ def test_a_codec_is_taught_by_a_speech_encoder_and_by_a_language_model(tmp_path)
     assert numbers["distillation"] > 0 and settings.read_weights()["distillation"] == 120
 
 
+def test_without_a_text_there_are_no_character_errors():
+    settings = LossSettings.model_validate({"spelling": {"without_text": "skip"}})
+    tokenizer = build_tokenizer(read_system("whisper-bottleneck").choose_settings(small=True))
+    made = tokenizer.reconstruct(torch.zeros(2, 1, 3200))
+    bag = LossBag(settings, "audio", {"codes": made.features["codes"].shape[-1]}, 16000, decodes=False)
+    assert bag.measure_spelling(made, ("", "")) == {} == bag.measure_spelling(made, None)
+    assert bag.measure_spelling(made, ("", "ab"))["character_errors"] > 0
+
+
 @pytest.mark.parametrize("rate_hz", [16000, 24000])
 def test_what_an_encoder_hears_of_two_sounds_is_compared(tmp_path, rate_hz):
     save_whisper(tmp_path, positions=60)

@@ -288,7 +288,7 @@ class LossBag(nn.Module):
 
     def measure_spelling(self, made: Reconstruction, texts: Sequence[str] | None) -> dict[str, float]:
         """Character errors of what the reader reads from the codes, where there is a reader."""
-        if self.spelling is None or self.settings.spelling is None or texts is None:
+        if self.spelling is None or self.settings.spelling is None or texts is None or not any(texts):
             return {}
         values, mask = choose_features(made, self.settings.spelling.feature)
         return {"character_errors": self.spelling.measure_errors(values, mask, texts)}
