@@ -18,6 +18,7 @@ from unimodal.config import Config
 from unimodal.objectives.distillation.student import DistillationConfig, TeacherLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
+from unimodal.objectives.masked_codes import MaskedCodeConfig, MaskedCodes
 from unimodal.objectives.objective import Objective, RowKind
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.preference import PreferenceConfig, PreferenceLoss
@@ -35,6 +36,7 @@ class ObjectiveConfig(Config):
     unlearning: UnlearningConfig | None = None
     grpo: GrpoConfig | None = None
     distillation: DistillationConfig | None = None
+    masked_codes: MaskedCodeConfig | None = None
     #: added to any of them
     sinks: SinkConfig | None = None
 
@@ -79,4 +81,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "unlearning": UnlearningLoss,
     "grpo": GrpoLoss,
     "distillation": TeacherLoss,
+    "masked_codes": MaskedCodes,
 }

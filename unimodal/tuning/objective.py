@@ -20,6 +20,7 @@ from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.objectives.distillation.student import DistillationConfig, Teacher, TeacherLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
+from unimodal.objectives.masked_codes import MaskedCodeConfig, MaskedCodes
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.objective import Objective
 from unimodal.objectives.packed import PackedLoss
@@ -80,6 +81,8 @@ def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, tem
         return TeacherLoss(model, vocabulary, loss, own, _load_teacher(own, loss.softmax, template, device))
     if isinstance(own, GrpoConfig):
         return GrpoLoss(model, vocabulary, loss, own)
+    if isinstance(own, MaskedCodeConfig):
+        return MaskedCodes(model, vocabulary, loss, own)
     if isinstance(own, KtoConfig):
         return KtoLoss(model, vocabulary, loss, own)
     if isinstance(own, UnlearningConfig):
