@@ -51,7 +51,7 @@ import transformers
 
 from unimodal.generation import DECODERS, make_decoder
 from unimodal.generation.engine import Engine
-from unimodal.generation.fast.speculation import FastDecoder
+from unimodal.generation.fast.protocol import FastDecoder
 from unimodal.generation.kinds import CACHES, WEIGHTS
 from unimodal.generation.native.build import load_native
 from unimodal.generation.request import GenerationConfig
@@ -345,7 +345,10 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-k", type=int, default=200)
     parser.add_argument(
-        "--decoders", nargs="*", default=["jacobi", "sjd", "coupled-sjd", "gsd", "retrieval"], choices=DECODERS
+        "--decoders",
+        nargs="*",
+        default=["jacobi", "sjd", "coupled-sjd", "gsd", "retrieval"],
+        choices=[name for name in DECODERS if name != "draft-heads"],  # recipes/train_draft.py measures those
     )
     parser.add_argument("--passes", action="store_true", help="forwards by medium, sampling and decoder")
     parser.add_argument("--growth", action="store_true", help="the time of a step by the length of the sequence")

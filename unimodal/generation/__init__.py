@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unimodal.generation.fast.speculation import FastDecoder
+    from unimodal.generation.fast.protocol import FastDecoder
 
 #: name → (module, class); see each module's page for what it does and whether it is lossless
 DECODERS = {
@@ -20,6 +20,7 @@ DECODERS = {
     "zipar": ("unimodal.generation.fast.zipar", "ZipAR"),
     "masked": ("unimodal.generation.fast.masked_parallel", "MaskedParallel"),
     "retrieval": ("unimodal.generation.fast.retrieval", "Retrieval"),
+    "draft-heads": ("unimodal.generation.fast.draft_heads", "DraftHeadDecoder"),
     "token-recycling": ("unimodal.generation.fast.token_recycling", "TokenRecycling"),
 }
 

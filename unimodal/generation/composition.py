@@ -16,7 +16,7 @@ from unimodal.generation.request import PAUSE, Composition, GenerationRequest, R
 
 if TYPE_CHECKING:
     from unimodal.generation.engine import Engine
-    from unimodal.generation.fast.speculation import FastDecoder
+    from unimodal.generation.fast.protocol import FastDecoder
     from unimodal.generation.session import GenerationSession
 
 

@@ -32,7 +32,8 @@ from unimodal.generation.decoders.packed_decoder import PackedDecoder
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.decoders.step_decoder import StepDecoder
 from unimodal.generation.depth_states import compute_code_states
-from unimodal.generation.fast.speculation import FastDecoder, SpeculativeRun
+from unimodal.generation.fast.protocol import FastDecoder
+from unimodal.generation.fast.speculation import SpeculativeRun
 from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead, WeightState, read_weight_state

@@ -110,9 +110,14 @@ class SlicedHead:
         found = self._made[ranges] = Candidates(tuple(slices), ids.to(self.device), banned, only, packed)
         return found
 
-    def compute_logits(self, hidden: Tensor, candidates: Candidates) -> Tensor:
-        """hidden [R, D] -> logits [R, K] over the candidates only, -inf for banned ones."""
-        if candidates.packed:
+    def compute_logits(self, hidden: Tensor, candidates: Candidates, head: nn.Module | None = None) -> Tensor:
+        """hidden [R, D] -> logits [R, K] over the candidates only, -inf for banned ones.
+
+        head: a plain matrix of the same rows in place of the model's own.
+        """
+        if head is not None:
+            logits = _join([F.linear(hidden, read_head_rows(head, s)) for s in candidates.slices])
+        elif candidates.packed:
             logits = _join([product(hidden.float()) for product in candidates.packed])
         elif self.sliceable:
             logits = _join(
@@ -128,14 +133,16 @@ class SlicedHead:
         logits = self.rule.apply(logits)
         return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)
 
-    def compute_guided_logits(self, hidden: Tensor, other: Tensor, scales: Tensor, candidates: Candidates) -> Tensor:
+    def compute_guided_logits(
+        self, hidden: Tensor, other: Tensor, scales: Tensor, candidates: Candidates, head: nn.Module | None = None
+    ) -> Tensor:
         """Guided logits [R, K] from conditional states hidden and unconditional ones other, both [R, D].
 
-        scales: [R, 1]. A linear head is run once, on the combined states.
+        scales: [R, 1]. head: as in `compute_logits`. A linear head is run once, on the combined states.
         """
         if not isinstance(self.head, ImageHead) and self.rule.cap is None:
-            return self.compute_logits(combine(hidden, other, scales), candidates)
-        own, unconditional = (self.compute_logits(states, candidates) for states in (hidden, other))
+            return self.compute_logits(combine(hidden, other, scales), candidates, head)
+        own, unconditional = (self.compute_logits(states, candidates, head) for states in (hidden, other))
         logits = combine(own, unconditional, scales)
         return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)
 

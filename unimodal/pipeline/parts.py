@@ -35,7 +35,8 @@ class LoadedModel:
     """A decoder with its template, its media tokenizers and the engine that runs it.
 
     sampling: how the tokens of each modality are chosen, unless a request says otherwise; a medium that is left out
-    gets the defaults of `MediumSettings`, and text is greedy. weights, compile, kv: see `Engine`.
+    gets the defaults of `MediumSettings`, and text is greedy. weights, compile, kv: see `Engine`. draft_heads: the
+    folder of the heads for the fast decoder of that name, where it is not the model's own.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class LoadedModel:
         weights: str = "auto",
         compile: bool = False,
         kv: str = "model",
+        draft_heads: Path | None = None,
     ) -> None:
+        self.draft_heads = draft_heads
         self.folder, self.decoder, self.template, self.coder = folder, decoder, template, coder
         self.vocabulary, self.processor = template.vocabulary, coder.processor
         own = {name: MediumSettings() for name in self.vocabulary.media} | dict(sampling or {})
@@ -69,6 +72,7 @@ class LoadedModel:
         weights: str = "auto",
         compile: bool = False,
         kv: str = "model",
+        draft_heads: Path | None = None,
     ) -> Self:
         """The model in a folder that `find_model` has found. Raises ValueError, in one line, for a broken folder."""
         on_step("loading the model")
@@ -78,7 +82,7 @@ class LoadedModel:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         coder = MediaCoder(folder, vocabulary, processor, device, on_step)
         decoder, sampling = load_decoder(folder, vocabulary).to(device), read_sampling(folder)
-        return cls(folder, decoder, template, coder, sampling, weights, compile, kv)
+        return cls(folder, decoder, template, coder, sampling, weights, compile, kv, draft_heads)
 
     def is_read_by_features(self, modality: str) -> bool:
         """Whether this medium is read through continuous features instead of codes."""

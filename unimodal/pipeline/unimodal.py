@@ -32,7 +32,7 @@ from unimodal.coder.outputs import MediaCodes, Output
 from unimodal.coder.partial import PartialPictures
 from unimodal.compression import CompressionSession, open_methods
 from unimodal.generation.composition import exhaust, step_composition
-from unimodal.generation.fast.speculation import FastDecoder
+from unimodal.generation.fast.protocol import FastDecoder
 from unimodal.generation.request import CompressionEvent, OnCompressed, OnToken, TokenEvent
 from unimodal.generation.search.base import SESSION_SIZE
 from unimodal.generation.session import GenerationSession
@@ -61,15 +61,18 @@ def load(
     weights: str = "auto",
     compile: bool = False,
     kv: str = "model",
+    draft_heads: str | os.PathLike[str] | None = None,
 ) -> Unimodal:
     """Loads the model in a folder or under a hub id; without a name, `$UNIMODAL_MODEL` or the nano of this checkout.
 
     Media tokenizers are checked by their hash now, and loaded when they are first needed. on_step: told what is being
     done. weights, compile, kv: how the engine decodes. "bfloat16", "int8" and "int4" weights are faster on a processor
-    and lose a little; so does a "bfloat16" or "int8" cache (kv), which takes a half or a quarter of the memory. Raises
-    ValueError, in one line, for a model that is missing, incomplete or mixed up.
+    and lose a little; so does a "bfloat16" or "int8" cache (kv), which takes a half or a quarter of the memory.
+    draft_heads: a folder of recipes/train_draft.py for the decoder "draft-heads", where it is not `draft_heads` in the
+    model's own. Raises ValueError, in one line, for a model that is missing, incomplete or mixed up.
     """
-    return Unimodal.from_folder(find_model(model), device, on_step, weights, compile, kv)
+    heads = None if draft_heads is None else Path(draft_heads)
+    return Unimodal.from_folder(find_model(model), device, on_step, weights, compile, kv, heads)
 
 
 class Unimodal(LoadedModel):

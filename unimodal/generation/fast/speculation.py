@@ -18,148 +18,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unimodal.generation.fast.protocol import LATEST, Draft, FastDecoder, Row, Verdict
 from unimodal.generation.grammar import RowState
-from unimodal.generation.head import Candidates
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.request import TokenEvent
 from unimodal.generation.run import DecodingRun, PreparedBatch
-from unimodal.generation.sampling import Sampler, make_gumbel_noise, make_noise_keys
+from unimodal.generation.sampling import Sampler
 from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import Ranges
-from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.positions import unfold
-
-LATEST = 8  # a row shows so many of its newest tokens
-
-
-@dataclass
-class Draft:
-    """What one row reads next, and where its logits are wanted.
-
-    ids: the P tokens to read. wanted: indices into them. depths: for each of `wanted`, the place of the token that it
-    predicts, counted from the end of the answer.
-    offsets, visible: only if the tokens do not follow one another: their positions counted from the next one, [P], and
-    what each sees of the last V slots of the cache, the P new ones last, bool [P, V]. steps: only if a written token
-    may be no code (a mark behind a row of a picture): like `depths`, but counted in codes.
-    """
-
-    ids: list[int]
-    wanted: list[int]
-    depths: list[int]
-    offsets: list[int] | None = None
-    visible: Tensor | None = None
-    steps: list[int] | None = None
-
-
-@dataclass
-class Verdict:
-    """What becomes of a draft.
-
-    tokens: to write, in order. kept: which of the tokens read stay in the cache, ascending. waiting: tokens that are
-    written but not yet read.
-    """
-
-    tokens: list[int]
-    kept: list[int]
-    waiting: list[int]
-    accepted: int = 0  # how many of the written tokens were guesses
-
-
-@dataclass
-class Row:
-    """What a fast decoder sees of its row."""
-
-    index: int
-    seed: int
-    modality: str
-    block: str | None  # the name of the block that its codes belong to; None for text
-    count: int | None  # the length of that segment, None where it is free
-    written: int  # tokens of the answer
-    segment_written: int  # codes of the segment
-    room: int  # tokens that can be written before other rows are allowed
-    candidates: Candidates
-    sampler: Sampler
-    pad_id: int
-    ordinary: range  # rows after which the same rows are allowed: text rows, or those of the block
-    waiting: list[int] = field(default_factory=list)
-    latest: list[int] = field(default_factory=list)  # the newest of prompt and answer, at most LATEST
-    lines: int = 1  # rows of codes from here on, for a picture that is written in rows
-    mark: int | None = None  # the mark behind each of those rows
-
-    def make_noise(self, depths: Sequence[int], salt: int = 0) -> Tensor:
-        """Gumbel noise [W, K] of the places at these depths; with salt 0 the plain loop's own."""
-        keys = self._make_keys(depths, salt)
-        return make_gumbel_noise(keys.to(self.candidates.ids.device), self.candidates.ids)
-
-    def draw_uniform(self, depths: Sequence[int], salt: int) -> Tensor:
-        """Uniform numbers [W] in (0, 1), independent of the noise of other salts."""
-        return ((self._make_keys(depths, salt)[:, 0].double() + 0.5) * 2.0**-32).float()
-
-    def scale(self, logits: Tensor) -> Tensor:
-        """Logits [W, K] → logits after temperature and filters."""
-        return self.sampler.scale(logits)
-
-    def draw(self, scores: Tensor, depths: Sequence[int], salt: int = 0) -> Tensor:
-        """Draw candidate indices [W] from scaled logits [W, K] with the noise of their places."""
-        return self.sampler.choose(scores, None if self.sampler.all_greedy else self.make_noise(depths, salt))
-
-    def to_ids(self, index: Tensor) -> list[int]:
-        """Candidate indices -> rows of the vocabulary."""
-        return self.candidates.ids[index].tolist()
-
-    def _make_keys(self, depths: Sequence[int], salt: int) -> Tensor:
-        numbers = [self.written + depth + (salt << 32) for depth in depths]
-        return make_noise_keys([self.seed] * len(numbers), numbers)
-
-
-class FastDecoder:
-    """The protocol; a subclass is one method. Its fields are the settings; `begin` sets up its state for a row.
-
-    lossless: whether answers follow the plain loop's distribution. serves: "media", "text" or "all". keeps_order:
-    whether the cache holds tokens in the order of the answer. spans_lines: whether a stretch holds all rows of a
-    picture; the method then writes the marks behind them and draws all codes with the settings of the first.
-    """
-
-    name = "one by one"
-    lossless = True
-    serves = "all"
-    keeps_order = True
-    spans_lines = False
-
-    @property
-    def max_draft(self) -> int:
-        """The most tokens that a proposal usually has. Grammars are asked so many steps ahead."""
-        return 1
-
-    def start_request(self) -> FastDecoder:
-        """The decoder of one request: it has a memory of its own if what it remembers could change the answer."""
-        return copy.copy(self)
-
-    def check(self, vocabulary: Vocabulary, modalities: Sequence[str]) -> None:
-        """Raises ValueError, in one line, for modalities that this method cannot decode."""
-
-    def learn(self, ids: Sequence[int]) -> None:
-        """Remember a sequence (vocabulary rows) that may be written again; for methods with a memory."""
-
-    def begin(self, row: Row) -> None:
-        """Called when a row enters a stretch."""
-
-    def propose(self, row: Row) -> Draft:
-        """The next tokens for the model to read; by default the waiting ones."""
-        return Draft(row.waiting, [len(row.waiting) - 1], [0])
-
-    def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
-        """What becomes of the draft, by the logits [W, K] at its wanted tokens."""
-        tokens = row.to_ids(row.draw(row.scale(logits), draft.depths))
-        return Verdict(tokens, list(range(len(draft.ids))), tokens)
-
-    def commit(self, row: Row, verdict: Verdict) -> None:
-        """Called when the tokens are written; ``row`` counts them already."""
 
 
 @dataclass
@@ -203,6 +76,10 @@ class SpeculativeRun(DecodingRun):
         self.waiting: list[list[int]] = [[] for _ in self.configs]
         self.stretches: list[_Stretch | None] = [None] * len(self.configs)
 
+    def start(self) -> None:
+        super().start()
+        self._show_states(self.hidden[:, None], {row: [0] for row in range(len(self.configs))})
+
     def advance(self) -> None:
         """Run one forward over the proposals of all rows. The first token comes from the prompt's hidden state."""
         self._write_certain_tokens()
@@ -223,9 +100,18 @@ class SpeculativeRun(DecodingRun):
         for row, draft in drafts.items():
             verdict = self._verify(row, draft, hidden)
             kept[row] = verdict.kept
+        self._show_states(hidden, kept)
         by_stream = [kept[row] for row in self.streams.row_of]
         if any(numbers != list(range(longest)) for numbers in by_stream):
             self.decoder.commit(by_stream, longest)
+
+    def _show_states(self, hidden: Tensor, kept: dict[int, list[int]]) -> None:
+        """Show the methods that read states those of the kept tokens of the rows. hidden: [S, P, D]."""
+        for row, numbers in kept.items():
+            if self.methods[row].reads_states and numbers:
+                twin = self.streams.unconditional.get(row)
+                own = hidden[self.streams.conditional[row], numbers]
+                self.methods[row].see(own, None if twin is None else hidden[twin, numbers])
 
     def _write_certain_tokens(self) -> None:
         """Write tokens without an alternative at once; they wait to be read."""
@@ -288,6 +174,7 @@ class SpeculativeRun(DecodingRun):
             row, config.seed, state.modality, segment and segment[0], segment and segment[1], len(self.answers[row]),
             state.codes, 1, candidates, sampler, self.parts.pad_id,
             vocabulary.text_range if blocks is None else blocks[grammar.find_group(state)].rows, lines=lines, mark=mark,
+            score=partial(self._score, row),
         )  # fmt: skip
 
     def _draw_first_tokens(self, rows: list[int]) -> None:
@@ -331,17 +218,25 @@ class SpeculativeRun(DecodingRun):
     def _compute_logits(self, row: Row, hidden: Tensor, wanted: Sequence[int], steps: Sequence[int]) -> Tensor:
         """The guided logits [W, K] at a row's wanted tokens. hidden: [S, P, D]. steps: code steps ahead of each."""
         index = torch.tensor(list(wanted), device=hidden.device)
-        states = hidden[self.streams.conditional[row.index]].index_select(0, index)  # [W, D]
         twin = self.streams.unconditional.get(row.index)
-        if twin is not None:
-            grammar, state = self.grammar.grammars[row.index], self.grammar.states[row.index]
-            step, config = grammar.count_span_steps(state), self.configs[row.index]
-            scales = [config.find_guidance(row.modality, step + ahead) for ahead in steps]
+        own = hidden[self.streams.conditional[row.index]].index_select(0, index)  # [W, D]
+        return self._score(row.index, own, None if twin is None else hidden[twin].index_select(0, index), steps)
+
+    def _score(
+        self, row: int, own: Tensor, other: Tensor | None, steps: Sequence[int], head: nn.Module | None = None
+    ) -> Tensor:
+        """`Scorer` of a row."""
+        stretch = self.stretches[row]
+        assert stretch is not None
+        candidates = stretch.row.candidates
+        if other is not None:
+            state, config = self.grammar.states[row], self.configs[row]
+            step = self.grammar.grammars[row].count_span_steps(state)
+            scales = [config.find_guidance(state.modality, step + ahead) for ahead in steps]
             if any(scale != 1.0 for scale in scales):
-                other = hidden[twin].index_select(0, index)
-                column = torch.tensor(scales, device=hidden.device)[:, None]
-                return self.parts.head.compute_guided_logits(states, other, column, row.candidates)
-        return self.parts.head.compute_logits(states, row.candidates)
+                column = torch.tensor(scales, device=own.device)[:, None]
+                return self.parts.head.compute_guided_logits(own, other, column, candidates, head)
+        return self.parts.head.compute_logits(own, candidates, head)
 
     def _verify(self, row: int, draft: Draft, hidden: Tensor) -> Verdict:
         stretch, state, grammar = self.stretches[row], self.grammar.states[row], self.grammar.grammars[row]

@@ -10,34 +10,13 @@ Shapes: T nodes of the tree, W = 1 + T places, K candidates.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
-import torch
 from torch import Tensor
 
-from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
-
-
-@cache
-def build_tree(nodes: int, children: int, depth: int) -> tuple[tuple[int, int, int], ...]:
-    """The shape of the tree: (parent, rank, depth) of each node, parents first; parent -1 is the root.
-
-    A successor of rank r is assumed right with probability 0.5 / (1 + r)²; the nodes with the likeliest paths are
-    chosen. children: the most successors of a node. depth: that of the deepest node.
-    """
-    found: list[tuple[int, int, int]] = []
-    waiting = [(-0.5 / (1 + rank) ** 2, -1, rank, 1) for rank in range(children)]
-    heapq.heapify(waiting)
-    while waiting and len(found) < nodes:
-        likely, parent, rank, level = heapq.heappop(waiting)
-        found.append((parent, rank, level))
-        if level < depth:
-            for below in range(children):
-                heapq.heappush(waiting, (likely * 0.5 / (1 + below) ** 2, len(found) - 1, below, level + 1))
-    return tuple(found)
+from unimodal.generation.fast.protocol import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.trees import build_tree, follow_tree, make_tree_draft
 
 
 @dataclass
@@ -67,46 +46,23 @@ class TokenRecycling(FastDecoder):
             self.successors[token] = [following, *(other for other in known if other != following)][: self.children]
 
     def propose(self, row: Row) -> Draft:
-        num, root = len(row.waiting), row.waiting[-1]
-        shape = build_tree(self.nodes, self.children, self.depth)
-        placed: dict[int, int] = {}  # node of the shape → index among the tokens read
-        ids, self.parents, depths = list(row.waiting), [], [0]
-        for node, (parent, rank, depth) in enumerate(shape):
+        placed: dict[int, int] = {}  # node of the shape → node of this tree
+        self.tree: list[tuple[int, int]] = []
+        for node, (parent, rank, depth) in enumerate(build_tree(self.nodes, self.children, self.depth)):
             if depth >= row.room or (parent >= 0 and parent not in placed):
                 continue
-            above = root if parent < 0 else ids[placed[parent]]
+            above = row.waiting[-1] if parent < 0 else self.tree[placed[parent]][1]
             known = self.successors.get(above, [])
             if rank >= len(known) or known[rank] not in row.ordinary:
                 continue
-            placed[node] = len(ids)
-            self.parents.append(num - 1 if parent < 0 else placed[parent])
-            ids.append(known[rank])
-            depths.append(depth)
-        if len(ids) == num:
-            return Draft(ids, [num - 1], [0])
-        visible = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
-        for index, parent in enumerate(self.parents, start=num):
-            visible[index] = visible[parent]  # its ancestors, and itself
-            visible[index, index] = True
-        offsets = [*range(num), *(num - 1 + depth for depth in depths[1:])]
-        return Draft(ids, list(range(num - 1, len(ids))), depths, offsets, visible)
+            placed[node] = len(self.tree)
+            self.tree.append((-1 if parent < 0 else placed[parent], known[rank]))
+        return make_tree_draft(row, self.tree)
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         num = len(row.waiting)
         scores = row.scale(logits)  # [1 + T, K]
-        right = row.to_ids(row.draw(scores, draft.depths))  # the token that the plain loop draws behind each node
-        at, path, tokens = num - 1, [], [right[0]]
-        while True:
-            below = [
-                index
-                for index, parent in enumerate(self.parents if len(draft.ids) > num else [], start=num)
-                if parent == at and draft.ids[index] == tokens[-1]
-            ]
-            if not below:
-                break
-            at = below[0]
-            path.append(at)
-            tokens.append(right[at - num + 1])
+        tokens, path = follow_tree(row, self.tree, row.to_ids(row.draw(scores, draft.depths)))
         best = row.candidates.ids[scores.topk(min(self.children, scores.shape[1]), dim=1).indices].tolist()
         for index, likely in zip(draft.wanted, best, strict=True):
             self.successors[draft.ids[index]] = likely
