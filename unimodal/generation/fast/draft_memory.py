@@ -1,6 +1,7 @@
-"""Guesses for the next tokens, from sequences that were written before (REST, arXiv:2311.08252).
+"""Guesses for a window's next tokens, from sequences that were written before, as REST (arXiv:2311.08252) has them.
 
-The token that last followed the same few tokens is the guess for the next one, and so on from guess to guess.
+The token that last followed the same few tokens is the guess for the next one, and so on from guess to guess: a chain,
+for decoders that judge a window. `suffix_memory.py` has the paper's own lookup.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unimodal.generation.fast.speculation import LATEST
+from unimodal.generation.fast.protocol import LATEST
 
 
 @dataclass

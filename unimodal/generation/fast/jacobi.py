@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.protocol import Draft, FastDecoder, Row, Verdict
 
 
 def select_guesses(row: Row, guesses: list[int], window: int) -> list[int]:

@@ -1,8 +1,10 @@
 """Parallel masked decoding (the schedule of MaskGIT, arXiv:2202.04200): a baseline for methods with few passes.
 
-All codes of a block are predicted at once, with a mask token for each unknown one. The most probable are kept, the
-others masked again, on a cosine schedule: a fixed number of passes whatever the block's length. Lossy: a causal decoder
-that was not trained with masks sees too little, as the baseline shows.
+All codes of a block are predicted at once, with a mask token for each unknown one. The surest are kept, the others
+masked again, on a cosine schedule: a fixed number of passes whatever the block's length. How sure a code is: the
+logarithm of its probability, plus Gumbel noise that is annealed to nothing over the passes, as in the authors' code.
+Greedy decoding has no noise. Lossy: a causal decoder that was not trained with masks sees too little, as the baseline
+shows. For one that was (`objectives/masked_codes.py`), ``sees_ahead`` lets every code of the block see all others.
 
 Shapes: N codes of the block, K candidates.
 """
@@ -15,18 +17,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.protocol import Draft, FastDecoder, Row, Verdict
+
+_CHOICE = 1 << 16  # noise of which codes are kept, apart from that of the codes
 
 
 @dataclass
 class MaskedParallel(FastDecoder):
     """Parallel masked decoding of blocks of fixed length.
 
-    passes: forwards for each block. mask_id: the row that stands for a masked code, by default ``<|pad|>``.
+    passes: forwards for each block, at most one for each of its codes. mask_id: the row that stands for a masked code,
+    by default ``<|pad|>``. choice_temperature: of the noise, times the share of the passes that are left; 0 keeps the
+    most probable codes.
+    sees_ahead, own_place: as the model was trained: a code sees those behind it, and is predicted at its own place
+    instead of the one before.
     """
 
     passes: int = 8
     mask_id: int | None = None
+    choice_temperature: float = 4.5
+    sees_ahead: bool = False
+    own_place: bool = False
 
     name = "masked"
     lossless = False
@@ -36,6 +47,8 @@ class MaskedParallel(FastDecoder):
     def begin(self, row: Row) -> None:
         if self.passes < 1:
             raise ValueError(f"masked decoding takes {self.passes} passes; give at least 1")
+        if self.choice_temperature < 0:
+            raise ValueError(f"choice_temperature is {self.choice_temperature}; give 0 or more")
         self.total: int | None = None
         self.known: list[int | None] = []
         self.turn = 0
@@ -47,9 +60,15 @@ class MaskedParallel(FastDecoder):
         if not self.total:
             return super().propose(row)
         mask = row.pad_id if self.mask_id is None else self.mask_id
-        ids = [*row.waiting, *(mask if token is None else token for token in self.known[:-1])]
-        first = len(row.waiting) - 1
-        return Draft(ids, list(range(first, first + self.total)), list(range(self.total)))
+        ids = [*row.waiting, *(mask if token is None else token for token in self.known)]
+        num = len(row.waiting)
+        first = num if self.own_place else num - 1
+        visible = None
+        if self.sees_ahead:
+            visible = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+            visible[num:] = True
+        wanted = list(range(first, first + self.total))
+        return Draft(ids, wanted, list(range(self.total)), None, visible)
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         if not self.total:
@@ -57,11 +76,16 @@ class MaskedParallel(FastDecoder):
         self.turn += 1
         scores = row.scale(logits)
         index = row.sampler.choose(scores, None if row.sampler.all_greedy else row.make_noise(draft.depths, self.turn))
-        sure = scores.softmax(1).gather(1, index[:, None])[:, 0]  # [N]
-        sure = torch.where(torch.tensor([token is not None for token in self.known], device=sure.device), 2.0, sure)
-        masked = int(self.total * math.cos(math.pi / 2 * self.turn / self.passes)) if self.turn < self.passes else 0
+        sure = scores.log_softmax(1).gather(1, index[:, None])[:, 0]  # [N]
+        share = self.turn / min(self.passes, self.total)
+        if not row.sampler.all_greedy:
+            chance = row.draw_uniform(draft.depths, _CHOICE + self.turn).to(sure.device)
+            sure = sure - self.choice_temperature * (1 - share) * (-chance.log()).log()
+        sure[torch.tensor([token is not None for token in self.known], device=sure.device)] = torch.inf
+        unknown = sum(token is None for token in self.known)
+        masked = max(1, min(unknown - 1, int(self.total * math.cos(math.pi / 2 * share)))) if share < 1 else 0
         drawn = row.to_ids(index)
-        keep = set(sure.argsort(descending=True, stable=True)[: max(1, self.total - masked)].tolist())
+        keep = set(sure.argsort(descending=True, stable=True)[: self.total - masked].tolist())
         self.known = [
             (token if token is not None else drawn[place]) if place in keep else None
             for place, token in enumerate(self.known)

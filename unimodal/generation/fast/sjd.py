@@ -10,23 +10,29 @@ the last pass. Such a guess has q = 1 and does not depend on the noise of its pl
 stay the same whatever is remembered. But which token is drawn does depend on the guess. So an answer adds to a memory
 of its own: the same request with the same seed gives the same answer whatever was asked before it or beside it.
 
+A place that enters the window has no prediction yet. By ``initial``, its guess is drawn from the last prediction of
+the pass, which is not the authors' but keeps more guesses on small models; or, as in their code, it is any code
+("random", q = 1), that of its left neighbour in a row of a picture ("repeat"), or the likeliest one there ("sample");
+the first of a row is then any code. The neighbour of several new places is the last one that is not new.
+
 Shapes: n guesses, W places of the pass, K candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unimodal.generation.fast.draft_memory import DraftMemory
 from unimodal.generation.fast.jacobi import chain_draft, select_guesses
-from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.protocol import Draft, FastDecoder, Row, Verdict
 
 # Independent noise for what is drawn at one place: acceptance, the residual, and guesses of one pass.
-_ACCEPT, _RESIDUAL, _GUESS = 1, 2, 3
+_ACCEPT, _RESIDUAL, _NEW, _GUESS = 1, 2, 3, 4
 
 
 @dataclass
@@ -34,9 +40,12 @@ class SpeculativeJacobi(FastDecoder):
     """SJD. window: places that are guessed at a time.
 
     memory: of earlier sequences, which `learn` fills and each answer extends for itself; None guesses from passes only.
+    initial: the guess of a new place. columns: block name → codes in a row, for blocks in raster order.
     """
 
     window: int = 16
+    initial: Literal["draw", "random", "repeat", "sample"] = "draw"
+    columns: Mapping[str, int] = field(default_factory=dict)
     serves: str = "media"
     memory: DraftMemory | None = field(default=None, repr=False)
 
@@ -45,6 +54,10 @@ class SpeculativeJacobi(FastDecoder):
     guesses: list[int] = field(default_factory=list, repr=False)
     drawn_from: list[Tensor] = field(default_factory=list, repr=False)  # q [K] of each guess
     passes: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.initial not in ("draw", "random", "repeat", "sample"):
+            raise ValueError(f"initial {self.initial!r} is unknown; use draw, random, repeat or sample")
 
     @property
     def max_draft(self) -> int:
@@ -59,6 +72,7 @@ class SpeculativeJacobi(FastDecoder):
 
     def begin(self, row: Row) -> None:
         self.guesses, self.drawn_from, self.passes = [], [], 0
+        self.first = row.written - row.segment_written  # the place of the segment's first code
 
     def propose(self, row: Row) -> Draft:
         return chain_draft(row, select_guesses(row, self.guesses, self.window))
@@ -75,7 +89,7 @@ class SpeculativeJacobi(FastDecoder):
             tokens.append(row.to_ids(self._draw_residual(row, p[accepted], self.drawn_from[accepted], accepted))[0])
         elif num < num_places:  # the place behind the last guess
             tokens.append(row.to_ids(row.draw(scores[num : num + 1], [num]))[0])
-        self._guess_next(row, scores, p, len(tokens))
+        self._guess_next(row, scores, p, tokens)
         self._recall(row, tokens)
         read = min(len(tokens) - 1, num_places - 1)  # written tokens that were among those read
         return Verdict(tokens, list(range(num_waiting + read)), tokens[-1:], accepted)
@@ -105,8 +119,9 @@ class SpeculativeJacobi(FastDecoder):
         left = torch.where(left.sum() > 0, left, p)
         return (left.log() + row.make_noise([place], _RESIDUAL)[0]).argmax()[None]
 
-    def _guess_next(self, row: Row, scores: Tensor, p: Tensor, written: int) -> None:
-        """Guess the places behind the ``written`` ones by this pass; new places by its last prediction."""
+    def _guess_next(self, row: Row, scores: Tensor, p: Tensor, tokens: list[int]) -> None:
+        """Guess the places behind the written ``tokens`` by this pass; new places by `initial`."""
+        written = len(tokens)
         places = min(self.window, row.room - written)
         if places <= 0:
             self.guesses, self.drawn_from = [], []
@@ -115,6 +130,22 @@ class SpeculativeJacobi(FastDecoder):
         source = torch.tensor([min(depth, len(scores) - 1) for depth in depths], device=scores.device)
         self.guesses = row.to_ids(row.draw(scores[source], depths, self._choose_salt()))
         self.drawn_from = list(p[source])
+        if self.initial != "draw":
+            known = max(0, len(scores) - written)  # guesses that have a prediction
+            before = self.guesses[known - 1] if known else tokens[-1]
+            for place in range(known, places):
+                self.guesses[place] = self._choose_initial(row, scores[-1], before, depths[place])
+                self.drawn_from[place] = torch.zeros_like(self.drawn_from[place])
+                self.drawn_from[place][row.candidates.find_index(self.guesses[place])] = 1.0
+
+    def _choose_initial(self, row: Row, scores: Tensor, before: int, depth: int) -> int:
+        """The guess of a new place. scores [K]: of the last place that is not new, whose token is ``before``."""
+        width = self.columns.get(row.block or "", 0)
+        begins = width > 0 and (row.written + depth - self.first) % width == 0
+        if self.initial == "random" or begins or before not in row.ordinary:
+            chance = float(row.draw_uniform([depth], _NEW)[0])
+            return row.ordinary[min(int(chance * len(row.ordinary)), len(row.ordinary) - 1)]
+        return before if self.initial == "repeat" else row.to_ids(scores.argmax()[None])[0]
 
     def _recall(self, row: Row, tokens: list[int]) -> None:
         """Replace guesses by those that the memory has behind these tokens, the newest written."""

@@ -9,6 +9,11 @@ earlier ones. Lossy, unless the window is the whole row: then it is the plain lo
 
 A picture of H rows of W codes takes (H - 1) * window + W passes in place of H * W.
 
+``adaptive``: the paper's windows that grow where a row needs them. The first code of a row, drawn from q behind k
+codes of the row above, is judged in the next pass by the prediction p behind k + 1 of them: it stays with probability
+min(1, p(x) / q(x)), else the positive part of p - q is drawn from, and judged in its turn. The row goes on once a code
+stays, or the row above is whole. (The authors' code has fixed windows only.)
+
 Only for raster order: codes that run from coarse to fine have no rows.
 
 Shapes: P tokens read, V slots of the picture in the cache.
@@ -22,8 +27,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.protocol import Draft, FastDecoder, Row, Verdict
 from unimodal.vocabulary import Vocabulary
+
+_STAY, _MOVE = 1 << 16, 1 << 17  # noise of the judgement of first codes, of which every pass has its own
 
 
 @dataclass
@@ -31,10 +38,11 @@ class ZipAR(FastDecoder):
     """Parallel rows.
 
     window: codes that the row above must have before a row starts. columns: block name → codes in a row, for blocks in
-    raster order; pictures that are written in rows with marks need no entry.
+    raster order; pictures that are written in rows with marks need no entry. adaptive: whether windows grow.
     """
 
     window: int = 4
+    adaptive: bool = False
     columns: Mapping[str, int] = field(default_factory=dict)
 
     name = "zipar"
@@ -79,6 +87,8 @@ class ZipAR(FastDecoder):
         self.slots: list[int] = []  # places of the picture in the cache, in its order
         self.unread: list[int] = []  # places whose token is to be read next
         self.written = 0  # places that are in the answer
+        self.passes = 0
+        self.pending: dict[int, tuple[int, Tensor]] = {}  # line → its first code, which is judged again, and q [K]
 
     def propose(self, row: Row) -> Draft:
         if not self.lines:
@@ -98,7 +108,7 @@ class ZipAR(FastDecoder):
             if before not in places:  # the end of the line above: a mark, or its newest code in place of an unknown one
                 newest = self.known[(line - 1) * self.pitch + self.done[line - 1] - 1]
                 ids.append(newest if self.mark is None else self.mark)
-                real.append(self.mark is not None)
+                real.append(self.mark is not None and not self.adaptive)
                 places.append(before)
             wanted.append(places.index(before))
             self.targets.append(target)
@@ -127,7 +137,10 @@ class ZipAR(FastDecoder):
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         if not self.lines:
             return super().verify(row, draft, logits)
-        drawn = row.to_ids(row.draw(row.scale(logits), draft.depths))
+        scores = row.scale(logits)
+        drawn = row.to_ids(row.draw(scores, draft.depths))
+        if self.adaptive:
+            drawn = self._judge(row, row.sampler.compute_probabilities(scores), drawn, draft.depths)
         self.known.update(zip(self.targets, drawn, strict=True))
         for target in self.targets:
             self.done[target // self.pitch] += 1
@@ -148,3 +161,34 @@ class ZipAR(FastDecoder):
         if self.written == self.lines * self.pitch:
             waiting = [self.known[place] for place in self.unread] + ([] if self.mark is None else [self.mark])
         return Verdict(tokens, kept, waiting, codes)
+
+    def _judge(self, row: Row, p: Tensor, drawn: list[int], depths: Sequence[int]) -> list[int]:
+        """The tokens of the targets that stay; the others are targets no more. p: [W, K]."""
+        self.passes += 1
+        stay: dict[int, int] = {}  # target → token
+        for number, target in enumerate(self.targets):
+            line, column = divmod(target, self.pitch)
+            token, settled = drawn[number], True
+            if line and not column:
+                token, settled = self._settle(row, p[number], token, line, depths[number])
+            if settled:
+                stay[target] = token
+                if line and not column and self.mark is not None:
+                    self.real[self.places.index(target - 1)] = True  # the mark stays in the cache
+        self.targets = list(stay)
+        return list(stay.values())
+
+    def _settle(self, row: Row, p: Tensor, token: int, line: int, depth: int) -> tuple[int, bool]:
+        """The first token of a line, and whether it stays. p: [K]. token: drawn from p with the noise of its place."""
+        settled = self.done[line - 1] == self.width
+        if line in self.pending:
+            old, q = self.pending.pop(line)
+            index = row.candidates.find_index(old)
+            if float(row.draw_uniform([depth], _STAY + self.passes)[0]) * float(q[index]) <= float(p[index]):
+                return old, True
+            left = (p - q).clamp_min(0)
+            left = torch.where(left.sum() > 0, left, p)
+            token = row.to_ids((left.log() + row.make_noise([depth], _MOVE + self.passes)[0]).argmax()[None])[0]
+        if not settled:
+            self.pending[line] = (token, p)
+        return token, settled
