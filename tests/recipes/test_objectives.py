@@ -123,6 +123,20 @@ def test_it_learns_from_answers_of_its_own_and_a_stopped_run_writes_the_same(set
 
 
 @pytest.mark.sweep("recipes at work")
+def test_hidden_codes_are_learnt_and_a_stopped_run_hides_the_same(settings, tmp_path, monkeypatch):
+    asked = [*settings("answers"), "objective.masked_codes.share=0.8", "loop.learning_rate=0.005"]
+    recipe("finetune_lora", *asked, flags=["--dry-run"])
+    recipe("finetune_lora", *asked)
+    whole = read_metrics(tmp_path / "run")
+    assert {"loss_text", "loss_image"} <= set(whole[0]) and "validation_loss" in whole[-1]
+    for folder in ("out", "run"):
+        shutil.rmtree(tmp_path / folder)
+    stop_at(3, monkeypatch, *asked)
+    recipe("finetune_lora", *asked)
+    assert read_metrics(tmp_path / "run") == whole
+
+
+@pytest.mark.sweep("recipes at work")
 def test_the_whole_model_learns_a_preference(settings, tmp_path):
     asked = [setting for setting in settings("pairs") if not setting.startswith("lora.")]
     recipe("finetune_full", *asked, "objective.preference.kind=ipo")
@@ -143,6 +157,8 @@ def test_next_token_by_its_name_is_the_default(settings, tmp_path):
         ("pairs", "objective.preference.bta=1", "did you mean 'beta'"),
         ("pairs", "objective.preference.beta=0", "objective.preference.beta=0"),
         ("pairs", "objective={preference: {}, kto: {}}", "preference and kto exclude each other"),
+        ("answers", "objective={masked_codes: {}, kto: {}}", "kto and masked_codes exclude each other"),
+        ("answers", "objective.masked_codes.mask_id=99999", "mask_id is 99999; it is one of the"),
         ("pairs", "objective.preference={kind: ipo, label_smoothing: 0.1}", "goes with kind sigmoid"),
         ("answers", "objective=preference", "answers.jsonl line 1: the row has no pair of answers"),
         ("answers", "objective=kto", "answers.jsonl line 1: the row has no label"),
