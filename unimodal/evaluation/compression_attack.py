@@ -2,8 +2,8 @@
 
 The attack changes every pixel by at most `strength`, so that the whole model goes on giving the right answer and the
 model under a method gives it the least chance. What the paper does with gradients of an encoder is a search here: codes
-have none. It tries random squares (`pixel_attack.py`), keeps a change only if the whole model holds, and never sees a
-defence. Only pictures that the whole model names are attacked.
+have none. It changes random squares, one after another (`pixel_attack.py`), keeps a change only if the whole model
+holds, and never sees a defence. Only pictures that the whole model names are attacked.
 
 Defences, from the cheapest on, each tried on the attacked and on the clean pictures:
 
@@ -160,24 +160,20 @@ def search(asked: AttackedPictures, open_method: OpenMethod, strength: float, qu
     A picture for which nothing was found stays as it is.
     """
     changes = SquareChanges(strength, torch.Generator().manual_seed(asked.seed))
-    tried = changes.draw_stripes(asked.clean)
-    random = changes.move_squares(tried, 0, queries)
-    best = asked.clean
+    random = changes.draw_stripes(asked.clean)
+    change = torch.zeros_like(asked.clean)  # a whole picture of noise would cost the whole model its answer too
     with open_method():
-        least = asked.weigh(asked.encode(best), asked.answers).log
+        least = asked.weigh(asked.encode(asked.clean), asked.answers).log
     for query in range(queries):
-        pictures = (asked.clean + tried).clamp(0, 1)
-        parts = asked.encode(pictures)
+        tried = changes.move_squares(change, query, queries)
+        parts = asked.encode((asked.clean + tried).clamp(0, 1))
         whole = asked.weigh(parts, asked.answers).given
         with open_method():
             log = asked.weigh(parts, asked.answers).log
         better = whole & (log < least)
-        best = torch.where(better.cpu()[:, None, None, None], pictures, best)
+        change = torch.where(better.cpu()[:, None, None, None], tried, change)
         least = torch.where(better, log, least)
-        # where nothing was found so far, another change is tried; else the best one is changed on
-        known = torch.where((best - asked.clean).abs().sign() > 0, (best - asked.clean).sign() * strength, tried)
-        tried = changes.move_squares(known, query + 1, queries)
-    return best, (asked.clean + random).clamp(0, 1)
+    return (asked.clean + change).clamp(0, 1), (asked.clean + random).clamp(0, 1)
 
 
 def attack(
