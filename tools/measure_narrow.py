@@ -22,6 +22,7 @@ from unimodal.generation.decoders.flush_streams import stack_positions
 from unimodal.generation.engine import Engine
 from unimodal.generation.kinds import CACHES, WEIGHTS
 from unimodal.generation.request import GenerationConfig
+from unimodal.model.adapter import merge
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.settings import read_processor
 from unimodal.text.tokenizer import TextTokenizer
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     vocabulary = read_vocabulary(options.model / "vocabulary.json")
     model = load_decoder(options.model, vocabulary)
+    if (options.model / "adapter_config.json").is_file():
+        model = merge(model)  # packed copies are of plain weights
     exact = Engine(model, vocabulary, weights="float32")
     answers = draw_answers(exact, options.model, options.rows)
     expected = [score(exact, prompt, answer) for _, prompt, answer in answers]
