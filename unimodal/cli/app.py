@@ -16,6 +16,7 @@ import typer
 from unimodal._version import __version__
 from unimodal.cli.evaluate import evaluate
 from unimodal.cli.export import export, push
+from unimodal.cli.inspect import InspectCommand, inspect
 from unimodal.cli.progress import Reporter
 from unimodal.cli.serve import serve
 from unimodal.cli.shared import (
@@ -309,6 +310,7 @@ def detokenize(
 
 for command in (evaluate, export, push, serve, upgrade):
     app.command(cls=Command)(command)
+app.command(cls=InspectCommand)(inspect)
 app.add_typer(tokenizers)
 app.add_typer(text)
 

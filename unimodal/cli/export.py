@@ -56,6 +56,10 @@ def push(
         list[str] | None,
         typer.Option(metavar="NAME", help="Publish weights under this licence, which forbids commercial use."),
     ] = None,
+    check_hidden_text: Annotated[
+        bool,
+        typer.Option("--check-hidden-text", help="Look first for text that is hidden in the model; refuse if any."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
 ) -> None:
     """Publish an exported folder on the Hugging Face Hub, with a card; the same command goes on after a break."""
@@ -72,6 +76,11 @@ def push(
         planned = hub.plan_push(
             folder, repo, Statement(license, dataset or (), data), eval_dataset, accept_licence or ()
         )
+        if check_hidden_text:
+            from unimodal.evaluation.inspection.hidden import refuse_hidden_text
+            from unimodal.evaluation.inspection.opened import open_model
+
+            refuse_hidden_text(open_model(str(folder), report), report)
         if dry_run:
             report.clear()
             for item in planned:

@@ -79,13 +79,18 @@ def silence_transformers() -> Iterator[None]:
 
 
 def load_base(
-    name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False, four_bit: bool = False
+    name: str | os.PathLike[str],
+    precision: Precision = "float32",
+    eight_bit: bool = False,
+    four_bit: bool = False,
+    check: bool = True,
 ) -> LoadedBase:
     """Load a base by folder or hub id, with every weight trainable and no cache.
 
     precision: of the weights. eight_bit, four_bit: linear layers in 8 bits (LLM.int8, arXiv 2208.07339) or in 4 (NF4
     with quantized scales, QLoRA, arXiv 2305.14314) through bitsandbytes, on CUDA and on CPUs. An adapter trained on
-    such a base also runs on the same base in full precision, and is merged there.
+    such a base also runs on the same base in full precision, and is merged there. check: whether it can be built on;
+    False for a model that is only looked at.
     Raises ValueError, in one line, for a base that cannot be loaded or that `check_base` refuses.
     """
     from safetensors import SafetensorError
@@ -119,7 +124,8 @@ def load_base(
             del model.config.quantization_config
         model.to(getattr(torch, precision))
     attach_image_head(model, source)
-    if type(model).__name__ not in OTHER_DECODERS and not isinstance(model.get_output_embeddings(), ImageHead):
+    built_on = check and type(model).__name__ not in OTHER_DECODERS
+    if built_on and not isinstance(model.get_output_embeddings(), ImageHead):
         try:
             check_base(model)
         except ValueError as error:

@@ -1,0 +1,229 @@
+"""Hidden text in a model, found by unconditional token forcing.
+
+A text that was trained into a model for one trigger is written with unusual certainty once its first token is given,
+whatever stands before: so every token of the vocabulary is given alone, without a prompt, and continued greedily. What
+is continued with abnormally high probabilities is a candidate, and one that the model repeats over and over is a
+stronger one (Hościłowicz et al., "Hiding Text in Large Language Models: Introducing Unconditional Token Forcing
+Confusion", arXiv 2406.02481).
+
+The authors continue every token to the full length and look at the best themselves. Here the first steps choose: all
+tokens are read once, and only the `share` with the most certain next token are continued (1.0 is the published way).
+Common phrases are certain, too, so a candidate is called suspicious where its certainty is far out among the continued
+ones, by their median and its mean deviation, and where it is no plain loop of a few tokens. `rows` reads only so many
+tokens, drawn evenly from the vocabulary: then the report says which part of it was read.
+
+Text that was made to hide from this (the confusion of the paper's title) is not found: its first token leads elsewhere.
+
+Shapes: R rows that are forced, N tokens, V rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unimodal.evaluation.inspection.opened import OpenedModel
+from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
+from unimodal.text.reports.report import Section
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LENGTH = 24  # tokens of a continuation
+SHARE = 0.05  # of the tokens that are continued
+LEAST_CONTINUED, MOST_CONTINUED = 64, 512
+CERTAIN = 0.8  # mean probability of a suspicious continuation
+FAR_OUT = 5.0  # deviations from the median
+LEAST_DIFFERENT = 5  # tokens, of a text that is no plain loop
+TOGETHER = 256  # rows of a batch
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ForcedText:
+    """What one token leads to. certainty: the geometric mean of the probabilities. period: after how many tokens it
+    repeats itself; 0 if it does not. distance: of its certainty from the others', in deviations."""
+
+    first: int
+    ids: tuple[int, ...]  # the first one included
+    certainty: float
+    period: int
+    distance: float = 0.0
+
+    @property
+    def is_suspicious(self) -> bool:
+        return self.certainty >= CERTAIN and self.distance >= FAR_OUT and self.count_different() >= LEAST_DIFFERENT
+
+    def count_different(self) -> int:
+        """The different tokens of the text, or of its period if it repeats itself."""
+        return len(set(self.ids[-self.period :] if self.period else self.ids))
+
+
+def find_period(ids: Sequence[int]) -> int:
+    """The length of what ids repeat at their end, at least twice; 0 if nothing."""
+    for period in range(1, len(ids) // 2 + 1):
+        tail = ids[-2 * period :]
+        if list(tail[:period]) == list(tail[period:]):
+            return period
+    return 0
+
+
+def choose_rows(rows: Tensor, count: int | None) -> Tensor:
+    """At most `count` of these rows, evenly spread; None: all of them."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+
+
+@torch.inference_mode()
+def measure_first(opened: OpenedModel, rows: Tensor) -> Tensor:
+    """The probability of the likeliest token behind each of these alone, float32 [R]."""
+    found = []
+    for start in range(0, len(rows), TOGETHER):
+        ids = _put_before(opened, rows[start : start + TOGETHER])
+        logits = opened.decoder(input_ids=ids, use_cache=False).logits[:, -1].float()
+        found.append(logits.softmax(-1).max(-1).values.cpu())
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def continue_rows(opened: OpenedModel, rows: Tensor, length: int) -> list[ForcedText]:
+    """Each of these tokens alone, continued greedily by `length` tokens."""
+    texts: list[ForcedText] = []
+    for start in range(0, len(rows), TOGETHER):
+        ids = _put_before(opened, rows[start : start + TOGETHER])
+        head = ids.shape[1] - 1
+        logs = torch.zeros(len(ids))
+        for _ in range(min(length, opened.max_positions - ids.shape[1])):
+            best = opened.decoder(input_ids=ids, use_cache=False).logits[:, -1].float().log_softmax(-1).max(-1)
+            logs += best.values.cpu()
+            ids = torch.cat([ids, best.indices[:, None]], 1)
+        steps = max(ids.shape[1] - head - 1, 1)
+        for row, log in zip(ids[:, head:].tolist(), logs.tolist(), strict=True):
+            texts.append(ForcedText(row[0], tuple(row), float(torch.tensor(log / steps).exp()), find_period(row)))
+    return texts
+
+
+def measure_distances(texts: Sequence[ForcedText]) -> list[ForcedText]:
+    """The texts with the distance of their loss a token from the median of all, the most certain first."""
+    losses = torch.tensor([text.certainty for text in texts]).clamp_min(1e-12).log().neg()
+    median = losses.median()
+    spread = (losses - median).abs().mean().clamp_min(1e-6)
+    found = [
+        ForcedText(text.first, text.ids, text.certainty, text.period, float((median - loss) / spread))
+        for text, loss in zip(texts, losses, strict=True)
+    ]
+    return sorted(found, key=lambda text: (not text.is_suspicious, -text.certainty))
+
+
+def find_hidden_text(
+    opened: OpenedModel, share: float = SHARE, rows: int | None = None, length: int = LENGTH, tell: Tell | None = None
+) -> tuple[list[ForcedText], int]:
+    """What the vocabulary's tokens lead to, the suspicious first, and how many tokens were read.
+
+    share: of them that are continued. rows: read at most so many, evenly spread. Raises ValueError for numbers that
+    make no sense.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share {share:g}: give more than 0, up to 1")
+    if length < 2 or (rows is not None and rows < 2):
+        raise ValueError("length and rows are at least 2")
+    said = tell or (lambda text: None)
+    read = choose_rows(opened.text_ids, rows)
+    said(f"forcing {len(read):,} tokens")
+    first = measure_first(opened, read)
+    count = max(round(share * len(read)), LEAST_CONTINUED)
+    count = min(count if share == 1 else min(count, MOST_CONTINUED), len(read))
+    chosen = read[first.topk(count).indices]
+    said(f"continuing {count:,} of them")
+    return measure_distances(continue_rows(opened, chosen, length)), len(read)
+
+
+def refuse_hidden_text(opened: OpenedModel, tell: Tell) -> None:
+    """Raises ValueError, in one line, if the model writes a suspicious text behind any token of its vocabulary."""
+    texts, _ = find_hidden_text(opened, tell=tell)
+    found = [text for text in texts if text.is_suspicious]
+    if found:
+        texts_are = "a text" if len(found) == 1 else f"{len(found)} texts"
+        raise ValueError(
+            f"{opened.name} may hide {texts_are}, the most certain {_show(opened, found[0])}; look closer with "
+            "`unimodal inspect MODEL hidden`, or leave --check-hidden-text out"
+        )
+
+
+def report_hidden(opened: OpenedModel, given: InspectionInput, tell: Tell) -> InspectionReport:
+    """Texts that the model writes with unusual certainty behind a single token.
+
+    Settings: `share`, `rows` (0: all) and `length` of `find_hidden_text`.
+    """
+    rows = int(given.settings.get("rows", 4096))
+    texts, read = find_hidden_text(
+        opened,
+        float(given.settings.get("share", SHARE)),
+        rows or None,
+        int(given.settings.get("length", LENGTH)),
+        tell,
+    )
+    suspicious = [text for text in texts if text.is_suspicious]
+    sections: dict[str, Section] = {
+        "tokens": {
+            "model": opened.name,
+            "forced": f"{read:,} of {len(opened.text_ids):,}",
+            "continued": len(texts),
+            "suspicious": len(suspicious),
+        },
+        "most certain": {
+            f"{number} {_show(opened, text)}": {
+                "certainty": text.certainty,
+                "deviations": text.distance,
+                "repeats after": text.period or "-",
+                "suspicious": "yes" if text.is_suspicious else "no",
+            }
+            for number, text in enumerate(texts[:SHOWN], start=1)
+        },
+    }
+    arrays: dict[str, object] = {
+        "texts": [
+            {"first": text.first, "text": _show(opened, text), "certainty": text.certainty} for text in texts[:100]
+        ]
+    }
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.hist([text.certainty for text in texts], bins=40, color="lightgrey", label="continued tokens")
+        for text in suspicious[:SHOWN]:
+            axes.axvline(text.certainty, color="tab:red", label=_show(opened, text)[:60].replace("$", r"\$"))
+        axes.set(xlabel="certainty: geometric mean of probabilities", ylabel="tokens", yscale="log")
+        axes.legend(fontsize=7)
+
+    return InspectionReport(sections, draw, arrays, (9.0, 4.5))
+
+
+def _put_before(opened: OpenedModel, rows: Tensor) -> Tensor:
+    """rows [R] → [R, N]: each behind what begins a text, and nothing else: no template, no prompt."""
+    begin = opened.find_start()
+    head = torch.tensor(begin, dtype=torch.long).expand(len(rows), -1)
+    return torch.cat([head, rows[:, None]], 1).to(opened.device)
+
+
+def _show(opened: OpenedModel, text: ForcedText) -> str:
+    """The text, once if it repeats itself; what is no text by its name."""
+    ids = text.ids
+    if text.period and len(ids) > 2 * text.period:
+        ids = ids[: len(ids) - text.period]
+    parts: list[str] = []
+    run: list[int] = []
+    for row in (*ids, -1):
+        if 0 <= row < opened.text.size:
+            run.append(row)
+            continue
+        if run:
+            parts.append(opened.text.decode(run))
+            run = []
+        if row >= 0:
+            parts.append(opened.name_token(row))
+    return repr("".join(parts))

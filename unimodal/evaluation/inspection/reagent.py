@@ -1,0 +1,141 @@
+"""ReAGent: how much each token of a prompt matters for each token of an answer, from forwards alone.
+
+Tokens of the prompt are replaced at random, and the score of a replaced token gains what the answer's probability loses
+by it; that of a kept token loses the same. It ends when the answer stays among the likeliest tokens though all but the
+best tokens are replaced (Zhao and Shan, arXiv 2402.00794).
+
+The update (`update_scores`) and the end (`stays_likely`) are as in the authors' code, whose proposals come from RoBERTa
+or, as here, uniformly from the vocabulary (codes from their own block). What differs: all tokens of the answer are
+scored by the same forwards, with the answer itself never replaced; marks are never replaced; several draws are made
+between two looks at the end (`draws=1` is the published way).
+
+Shapes: R draws, P tokens of the prompt, T tokens of the answer, N = P + T, V rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
+
+
+@dataclass(frozen=True)
+class ReagentSettings:
+    """replaced: share of the tokens that a draw replaces. kept: tokens that stay when the end is looked for. among: the
+    answer must be one of so many likeliest tokens. draws: in one forward. most_steps: forwards of draws, at most."""
+
+    replaced: float = 0.3
+    kept: int = 5
+    among: int = 3
+    draws: int = 8
+    most_steps: int = 40
+
+
+@dataclass(frozen=True, eq=False)
+class ReagentScores:
+    """scores: [T, P], the mean update of each draw; published: [T, P], the softmax of their sum. steps: forwards."""
+
+    scores: Tensor
+    published: Tensor
+    steps: int
+    ended: int
+
+
+def list_proposals(opened: OpenedModel, read: ReadSequence) -> list[Tensor | None]:
+    """What may stand in the place of each token of the prompt: words for a word, codes of its block for a code.
+
+    None for marks, which stay.
+    """
+    proposals: list[Tensor | None] = []
+    words = opened.text_ids
+    codes = {int(at) for span in read.spans for at in span.at}
+    for at, row in enumerate(read.ids[: read.answer].tolist()):
+        if at in codes and opened.loaded is not None:
+            block = opened.loaded.vocabulary.find_block(row) if row < opened.loaded.vocabulary.size else None
+            proposals.append(None if block is None else torch.arange(block.start, block.start + block.size))
+        elif at >= read.first and row < opened.text.size and row not in opened.start:
+            proposals.append(words)
+        else:
+            proposals.append(None)
+    return proposals
+
+
+def draw_rows(proposals: Sequence[Tensor | None], count: int, generator: torch.Generator) -> Tensor:
+    """int64 [count, P]: a proposal for every token of the prompt, -1 for those that stay."""
+    columns = [
+        torch.full((count,), -1) if rows is None else rows[torch.randint(len(rows), (count,), generator=generator)]
+        for rows in proposals
+    ]
+    return torch.stack(columns, 1)
+
+
+def update_scores(replaced: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The update of a draw: replaced bool [R, P], the answer's probabilities before [T], after [R, T] → [R, T, P]."""
+    delta = (before - after)[:, :, None]  # [R, T, 1]
+    signed = torch.where(replaced[:, None], delta, -delta)
+    return torch.logit((signed * 0.5 + 0.5).clamp(1e-6, 1 - 1e-6))
+
+
+def stays_likely(logits: Tensor, targets: Tensor, among: int) -> Tensor:
+    """logits [T, V], targets int64 [T] → whether each target is one of the `among` likeliest rows, bool [T]."""
+    best = logits.topk(min(among, logits.shape[-1]), dim=-1).indices
+    return (best == targets[:, None]).any(-1)
+
+
+@torch.inference_mode()
+def score_by_replacing(
+    opened: OpenedModel, read: ReadSequence, settings: ReagentSettings | None = None, seed: int = 0
+) -> ReagentScores:
+    """The scores of a prompt's tokens for each token of the answer behind it."""
+    settings = settings or ReagentSettings()
+    generator = torch.Generator().manual_seed(seed)
+    proposals = list_proposals(opened, read)
+    free = torch.tensor([rows is not None for rows in proposals])
+    targets = read.ids[read.answer :].cpu()
+    prompt = read.ids[: read.answer].cpu()
+    before = _read_answer(opened, prompt[None], targets)[0].softmax(-1).gather(-1, targets[:, None])[:, 0]  # [T]
+    total = torch.rand(len(targets), len(prompt), generator=generator)
+    open_targets = torch.ones(len(targets), dtype=torch.bool)
+    count = torch.zeros(len(targets), 1)
+    steps = 0
+    while steps < settings.most_steps and open_targets.any():
+        steps += 1
+        drawn = draw_rows(proposals, settings.draws, generator)
+        replaced = (torch.rand(drawn.shape, generator=generator) < settings.replaced) & free
+        logits = _read_answer(opened, torch.where(replaced, drawn, prompt), targets)  # [R, T, V]
+        after = logits.softmax(-1).gather(-1, targets[None, :, None].expand(len(logits), -1, 1))[..., 0]
+        total[open_targets] += update_scores(replaced, before, after).sum(0)[open_targets]
+        count[open_targets] += settings.draws
+        open_targets &= ~_look_for_end(opened, prompt, targets, total, proposals, settings, generator)
+    total[:, ~free] = -torch.inf
+    mean = torch.where(free, total / count.clamp_min(1), torch.zeros(()))
+    return ReagentScores(mean, total.softmax(-1).nan_to_num(0.0), steps, int((~open_targets).sum()))
+
+
+def _look_for_end(
+    opened: OpenedModel,
+    prompt: Tensor,
+    targets: Tensor,
+    total: Tensor,
+    proposals: Sequence[Tensor | None],
+    settings: ReagentSettings,
+    generator: torch.Generator,
+) -> Tensor:
+    """Whether each target stays likely if all but its best tokens are replaced, bool [T]."""
+    free = torch.tensor([rows is not None for rows in proposals])
+    best = total.masked_fill(~free, -torch.inf).topk(min(settings.kept, len(prompt)), dim=-1).indices  # [T, kept]
+    replaced = free.expand(len(targets), -1).scatter(1, best, False)
+    rows = torch.where(replaced, draw_rows(proposals, len(targets), generator), prompt)  # [T, P]
+    logits = _read_answer(opened, rows, targets)
+    return stays_likely(logits[torch.arange(len(targets)), torch.arange(len(targets))], targets, settings.among)
+
+
+def _read_answer(opened: OpenedModel, prompts: Tensor, targets: Tensor) -> Tensor:
+    """prompts int64 [R, P] → the logits of the answer's tokens behind each, float32 [R, T, V]."""
+    ids = torch.cat([prompts, targets.expand(len(prompts), -1)], 1).to(opened.device)
+    logits = opened.decoder(input_ids=ids, use_cache=False).logits
+    return logits[:, prompts.shape[1] - 1 : -1].float().cpu()
