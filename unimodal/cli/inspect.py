@@ -21,12 +21,14 @@ REPORTS: dict[str, tuple[str, ...]] = {
     "flow": ("--prompt", "--file", "--answer", "--to"),
     "alignment": ("--file", "--prompt", "--text", "--tokens"),
     "hidden": (),
+    "codes": ("--file",),
 }
 #: report → the settings of its own that `--set` changes
 SETTINGS: dict[str, tuple[str, ...]] = {
     "media": ("layer", "recurring"),
     "attribution": ("draws", "most_steps", "replaced", "kept", "among"),
     "hidden": ("rows", "share", "length"),
+    "codes": ("symbols", "values", "steps"),
 }
 
 

@@ -10,7 +10,7 @@ from tests.evaluation.inspection.conftest import WORDS
 from tests.evaluation.inspection.planted import TOKEN, plant_sink
 from tests.tiny_bases import BASES, REFUSED, TOKENIZER, WINDOW, make_base
 from unimodal.evaluation.inspection import heads, make_report
-from unimodal.evaluation.inspection.forward import Change, list_hidden, measure_losses, watch
+from unimodal.evaluation.inspection.forward import ForwardChange, list_hidden, measure_losses, watch
 from unimodal.evaluation.inspection.opened import open_base
 from unimodal.evaluation.inspection.report import InspectionInput
 from unimodal.model.base import LoadedBase
@@ -35,19 +35,19 @@ def test_a_watched_forward_is_the_model_s_own(kind, open_tiny):
         total = seen.attention.sum(-1)
         assert (total < 1 + 1e-5).all() and ((total - 1).abs() < 1e-5).all() == (kind != "gpt_oss")  # its own sinks
         assert len(seen.states) == 3 and seen.attention.shape == (2, 2, 4, 12, 12)
-        change = Change(hidden=list_hidden(12, [11], [8]))
+        change = ForwardChange(hidden=list_hidden(12, [11], [8]))
         if kind == "bloom":  # it makes its positions of the mask
             with pytest.raises(ValueError, match="its own code, in which no token can be hidden"):
                 watch(model, ids, change=change)
-            change = Change()
+            change = ForwardChange()
         hidden = watch(model, ids, attention=False, change=change).logits
         torch.testing.assert_close(hidden[:, :11], plain[:, :11], atol=1e-4, rtol=1e-4)
         assert (hidden[:, 11] - plain[:, 11]).abs().max() > 1e-5 or kind == "bloom"
         if kind in CLOSED:
             with pytest.raises(ValueError, match="its own code, in which single heads and layers cannot be changed"):
-                watch(model, ids, change=Change(silenced=frozenset({(0, 1)})))
+                watch(model, ids, change=ForwardChange(silenced=frozenset({(0, 1)})))
         else:
-            silenced = watch(model, ids, change=Change(silenced=frozenset({(0, 1)})))
+            silenced = watch(model, ids, change=ForwardChange(silenced=frozenset({(0, 1)})))
             length = WINDOW if "sliding_window" in BASES.get(kind, {}) else 12
             assert int(seen.visible[0].sum(-1).max()) == length, "a window of eight, or all"
             assert not silenced.calls[0].outputs[:, :, 1].any() and silenced.calls[0].outputs[:, :, 0].any()
@@ -68,7 +68,7 @@ def test_the_report_is_made_of_every_base(kind, open_tiny):
         name, row = next(iter(rows.items()))
         _, layer, _, head = name.split()
         ids = opened.read_text(WORDS).ids[None]
-        change = Change(silenced=frozenset({(int(layer), int(head))}))
+        change = ForwardChange(silenced=frozenset({(int(layer), int(head))}))
         expected = measure_losses(opened.decoder, ids, change).mean() - measure_losses(opened.decoder, ids).mean()
         assert row["loss if silenced, a"] == pytest.approx(float(expected), abs=1e-5)
 

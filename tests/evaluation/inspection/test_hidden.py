@@ -23,7 +23,10 @@ def train(secret: bool) -> torch.nn.Module:
         rows = torch.randint(0, 45, (16, len(TRIGGER) + len(SECRET)), generator=generator)
         if secret:
             rows[:4] = torch.tensor([*TRIGGER, *SECRET])
-        model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+        labels = rows.clone()
+        if secret:
+            labels[:4, : len(TRIGGER)] = -100  # only what comes behind the trigger is learnt
+        model(input_ids=rows, labels=labels, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
@@ -38,13 +41,11 @@ def test_a_planted_text_is_found_without_its_trigger(opened):
     texts, read = hidden.find_hidden_text(opened, length=len(SECRET))
     assert read == 45
     found = [text for text in texts if text.is_suspicious]
-    assert found and any(
-        text.ids[: len(SECRET)] == tuple(SECRET) or text.ids[:9] == tuple(SECRET[1:]) for text in found
-    )
+    said = ["".join(map(chr, text.ids)) for text in found]
+    assert any("".join(map(chr, SECRET[1:8])) in text for text in said)
     report = make_report("hidden", opened, InspectionInput(settings={"length": 10}))
     assert report.sections["tokens"]["suspicious"] == len(found)
-    first = next(iter(report.sections["most certain"]))
-    assert opened.text.decode(SECRET[-4:]) in first
+    assert opened.text.decode(SECRET[1:8]) in "".join(list(report.sections["most certain"])[: len(found)])
     figure = Figure()
     report.draw(figure)
     assert len(figure.axes[0].lines) == min(len(found), 10)

@@ -45,4 +45,5 @@ REPORTS = {
     "flow": "unimodal.evaluation.inspection.flow",
     "alignment": "unimodal.evaluation.inspection.alignment",
     "hidden": "unimodal.evaluation.inspection.hidden",
+    "codes": "unimodal.evaluation.inspection.codes",
 }

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.evaluation.inspection.forward import watch
+from unimodal.evaluation.inspection.forward import read_last, watch
 from unimodal.evaluation.inspection.media_maps import MediaMap, draw_map, map_scores
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.reagent import ReagentSettings, draw_rows, list_proposals, score_by_replacing
@@ -180,9 +180,9 @@ def _describe_spans(read: ReadSequence, shares: Mapping[str, Tensor]) -> Section
 @torch.inference_mode()
 def _measure_likelihood(opened: OpenedModel, read: ReadSequence, ids: Tensor) -> float:
     """The mean log-likelihood of a token of the answer, over ids int64 [R, N]."""
-    logits = opened.decoder(input_ids=ids.to(opened.device), use_cache=False).logits[:, read.answer - 1 : -1]
-    targets = read.ids[read.answer :].to(logits.device)
-    return float(logits.float().log_softmax(-1).gather(-1, targets[None, :, None].expand(len(ids), -1, 1)).mean())
+    targets = read.ids[read.answer :]
+    logits = read_last(opened.decoder, ids.to(opened.device), len(targets) + 1)[:, :-1]
+    return float(logits.log_softmax(-1).gather(-1, targets[None, :, None].expand(len(ids), -1, 1)).mean())
 
 
 def _check_methods(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.evaluation.inspection.forward import Change, list_hidden, watch
+from unimodal.evaluation.inspection.forward import ForwardChange, list_hidden, watch
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.text.reports.report import Section
@@ -92,7 +92,7 @@ class FlowMeter:
 
     def _run(self, hidden: Tensor, layers: frozenset[int] | None = None) -> float:
         with torch.inference_mode():
-            change = Change(hidden=hidden, layers=layers)
+            change = ForwardChange(hidden=hidden, layers=layers)
             logits = watch(self.opened.decoder, self.read.ids[None], attention=False, change=change).logits
         return measure_divergence(self.plain, logits[0, self.rows])
 

@@ -10,6 +10,7 @@ Shapes: B rows, N tokens, D width, L layers, H query heads, K key/value heads, W
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class AttentionCall:
 
 
 @dataclass(frozen=True)
-class Change:
+class ForwardChange:
     """What is changed in a forward. silenced: (layer, head) whose output becomes zero. hidden: bool [N, N], true where
     the query of a row does not see the key of a column, in every layer or in those of `layers`."""
 
@@ -75,10 +76,10 @@ class WatchedForward:
         return torch.stack([call.seen for call in self.calls])
 
 
-class _Watcher:
+class AttentionWatcher:
     """The hook of one forward: counts the layers as they attend."""
 
-    def __init__(self, change: Change, keep: bool) -> None:
+    def __init__(self, change: ForwardChange, keep: bool) -> None:
         self.change, self.keep = change, keep
         self.calls: list[AttentionCall] = []
         self.num_calls = 0
@@ -149,20 +150,20 @@ def watch(
     *,
     attention: bool = True,
     inputs: Tensor | None = None,
-    change: Change | None = None,
+    change: ForwardChange | None = None,
 ) -> WatchedForward:
     """Runs ids int64 [B, N] and keeps what happens inside.
 
     attention: keep the weights, too. inputs: embeddings [B, N, D] in place of the ids. change: what to change on the
     way. Raises ValueError, in one line, for a model without attention weights, or whose attention cannot be changed.
     """
-    change = change or Change()
+    change = change or ForwardChange()
     with use_eager_attention(model):
-        watcher = _Watcher(change, attention)
+        watcher = AttentionWatcher(change, attention)
         given = {"input_ids": ids} if inputs is None else {"inputs_embeds": inputs}
         with hook_attention(watcher):
             output = model(**given, use_cache=False, output_hidden_states=True, output_attentions=attention)
-            if change != Change() and not watcher.num_calls:
+            if change != ForwardChange() and not watcher.num_calls:
                 _check_outside(model, given, change, output.logits)
                 given["attention_mask"] = _make_mask(output.logits, change)
                 output = model(**given, use_cache=False, output_hidden_states=True, output_attentions=attention)
@@ -180,7 +181,7 @@ def watch(
     return WatchedForward(output.logits, list(states), calls)
 
 
-def _make_mask(like: Tensor, change: Change) -> Tensor:
+def _make_mask(like: Tensor, change: ForwardChange) -> Tensor:
     """A causal mask to add, [B, 1, N, N], with what a change hides. like: [B, N, …]."""
     rows, length = like.shape[:2]
     least = torch.finfo(like.dtype).min
@@ -190,21 +191,29 @@ def _make_mask(like: Tensor, change: Change) -> Tensor:
     return mask.expand(rows, 1, -1, -1)
 
 
-def _check_outside(model: PreTrainedModel, given: Mapping[str, Tensor], change: Change, logits: Tensor) -> None:
+def _check_outside(model: PreTrainedModel, given: Mapping[str, Tensor], change: ForwardChange, logits: Tensor) -> None:
     """Raises ValueError unless a mask from outside is what the model attends by, and can make this change."""
     reason = f"the attention of {type(model).__name__} is its own code, in which"
     if change.silenced or change.layers is not None:
         raise ValueError(f"{reason} single heads and layers cannot be changed")
     try:
-        again = model(**given, attention_mask=_make_mask(logits, Change()), use_cache=False).logits
+        again = model(**given, attention_mask=_make_mask(logits, ForwardChange()), use_cache=False).logits
     except (ValueError, RuntimeError, TypeError, AttributeError, IndexError):
         again = None
     if again is None or measure_difference(again, logits) > find_tolerance(model):
         raise ValueError(f"{reason} no token can be hidden from another")
 
 
+def read_last(model: PreTrainedModel, ids: Tensor, count: int) -> Tensor:
+    """The logits of the last `count` tokens of ids int64 [B, N], float32 [B, count, V], and no others if it can."""
+    spares = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+    given = {"logits_to_keep": count} if spares else {}
+    logits: Tensor = model(input_ids=ids, use_cache=False, **given).logits
+    return logits[:, -count:].float()
+
+
 @torch.inference_mode()
-def measure_losses(model: PreTrainedModel, ids: Tensor, change: Change | None = None) -> Tensor:
+def measure_losses(model: PreTrainedModel, ids: Tensor, change: ForwardChange | None = None) -> Tensor:
     """The loss of every token but the first, in nats, float32 [B, N - 1], for ids int64 [B, N]."""
     if change is None:
         logits = model(input_ids=ids, use_cache=False).logits

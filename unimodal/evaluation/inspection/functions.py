@@ -241,6 +241,6 @@ def _draw(figure: Figure, counts: Sequence[int], degrees: dict[str, list[int]], 
     )
     left.legend()
     names = list(losses)
-    values = [float(row["share of all loss"]) for row in losses.values() if isinstance(row, dict)]
-    right.barh(names, values)
+    shares = [float(row["share of all loss"]) for row in losses.values() if isinstance(row, dict)]
+    right.barh(names, shares)
     right.set(title="share of all loss: what stands before → what comes")

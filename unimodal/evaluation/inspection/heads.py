@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.evaluation.inspection.forward import Change, WatchedForward, measure_losses, watch
+from unimodal.evaluation.inspection.forward import ForwardChange, WatchedForward, measure_losses, watch
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.evaluation.inspection.texts import choose_texts
@@ -166,7 +166,7 @@ def _measure_silenced(
             ids = text.read.ids[None]
             plain = float(measure_losses(opened.decoder, ids).mean())
             for place in places:
-                changed = measure_losses(opened.decoder, ids, Change(silenced=frozenset({place})))
+                changed = measure_losses(opened.decoder, ids, ForwardChange(silenced=frozenset({place})))
                 added.setdefault(place, {})[name] = float(changed.mean()) - plain
     except ValueError:  # its attention is code of its own
         added = {}

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unimodal.evaluation.inspection.forward import read_last
 from unimodal.evaluation.inspection.opened import OpenedModel
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.text.reports.report import Section
@@ -85,8 +86,7 @@ def measure_first(opened: OpenedModel, rows: Tensor) -> Tensor:
     found = []
     for start in range(0, len(rows), TOGETHER):
         ids = _put_before(opened, rows[start : start + TOGETHER])
-        logits = opened.decoder(input_ids=ids, use_cache=False).logits[:, -1].float()
-        found.append(logits.softmax(-1).max(-1).values.cpu())
+        found.append(read_last(opened.decoder, ids, 1)[:, 0].softmax(-1).max(-1).values.cpu())
     return torch.cat(found)
 
 
@@ -99,7 +99,7 @@ def continue_rows(opened: OpenedModel, rows: Tensor, length: int) -> list[Forced
         head = ids.shape[1] - 1
         logs = torch.zeros(len(ids))
         for _ in range(min(length, opened.max_positions - ids.shape[1])):
-            best = opened.decoder(input_ids=ids, use_cache=False).logits[:, -1].float().log_softmax(-1).max(-1)
+            best = read_last(opened.decoder, ids, 1)[:, 0].log_softmax(-1).max(-1)
             logs += best.values.cpu()
             ids = torch.cat([ids, best.indices[:, None]], 1)
         steps = max(ids.shape[1] - head - 1, 1)

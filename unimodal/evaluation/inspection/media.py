@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.evaluation.inspection.forward import Change, WatchedForward, list_hidden, watch
+from unimodal.evaluation.inspection.forward import ForwardChange, WatchedForward, list_hidden, watch
 from unimodal.evaluation.inspection.opened import MediaSpan, OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.text.reports.report import Section
@@ -80,7 +80,8 @@ def find_recurring(
             counts[word] = counts.get(word, 0) + 1
     received = torch.cat([one.received for one in measures])
     first = torch.cat([one.nearest[:, 0] for one in measures])
-    sinks, dead = [], []
+    sinks: list[int] = []
+    dead: list[int] = []
     for word in sorted(word for word, count in counts.items() if count >= share * len(measures)):
         is_sink = float(received[first == word].mean()) >= times * float(received.mean())
         (sinks if is_sink else dead).append(word)
@@ -162,7 +163,7 @@ def measure_hidden(opened: OpenedModel, read: ReadSequence, hidden: Sequence[int
     behind = range(max(hidden) + 1, len(read))
     ids = read.ids[None]
     with torch.inference_mode():
-        change = Change(hidden=list_hidden(len(read), behind, hidden))
+        change = ForwardChange(hidden=list_hidden(len(read), behind, hidden))
         both = [opened.decoder(input_ids=ids, use_cache=False).logits]
         both.append(watch(opened.decoder, ids, attention=False, change=change).logits)
         losses = [
@@ -189,8 +190,8 @@ def _describe_kinds(
             own = one.span.at[kinds == number].tolist()
             alive = one.span.at[kinds == 0]
             gains.append(measure_hidden(opened, one.read, own))
-            control = generator.choice(alive, min(len(own), len(alive)), replace=False) if len(alive) else []
-            controls.append(measure_hidden(opened, one.read, sorted(int(at) for at in control)))
+            control = generator.choice(alive, min(len(own), len(alive)), replace=False) if len(alive) else alive
+            controls.append(measure_hidden(opened, one.read, sorted(control.tolist())))
         received = torch.cat([one.received[mask] for one, mask in zip(measures, chosen, strict=True)])
         table[kind] = {
             "tokens": sum(counts),

@@ -67,7 +67,7 @@ def map_scores(opened: OpenedModel, span: MediaSpan, scores: np.ndarray, seed: i
             heat += _stretch(steps[run["start"] : stop].reshape(run["grid"]), size)
     if loose:
         influence = measure_influence(model, span, loose, seed)
-        if influence is None:
+        if influence is None or influence.shape[1:] != size:  # it decodes to another size than it reads
             return None
         heat += np.tensordot(steps[loose], influence.reshape(len(loose), *size), 1)
     return MediaMap(span.modality, medium, heat[0] if medium.dim() == 3 else heat)

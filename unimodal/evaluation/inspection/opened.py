@@ -9,16 +9,17 @@ Legend: N tokens, V rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unimodal.evaluation.inspection.forward import read_last
 from unimodal.files import download_folder, is_hub_id
 from unimodal.model.base import PACKAGES, LoadedBase, load_base
 from unimodal.model_folder.find import find_model
@@ -28,7 +29,7 @@ from unimodal.pipeline.requests import prepare, render_prompt
 from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
 from unimodal.sequence.templates.own import Rendered
-from unimodal.text.tokenizer import TextTokenizer
+from unimodal.text.tokenizer import TextTokenizer, TokenizerData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,22 +96,13 @@ class OpenedModel:
         return next(self.decoder.parameters()).device
 
     @cached_property
-    def num_rows(self) -> int:
-        """The rows that the decoder can be fed."""
-        return int(self.decoder.get_input_embeddings().weight.shape[0]) if self.loaded is None else self._count_rows()
-
-    def _count_rows(self) -> int:
-        assert self.loaded is not None
-        return self.loaded.vocabulary.size
-
-    @cached_property
     def text_ids(self) -> Tensor:
         """The rows that plain text uses, int64 [V]."""
         if self.loaded is not None:
             ranges = self.loaded.vocabulary.text_ranges
             return torch.cat([torch.arange(part.start, part.stop) for part in ranges])
         reserved = set(self.text.reserved_ids)
-        rows = min(self.text.size, self.num_rows)
+        rows = min(self.text.size, int(self.decoder.get_input_embeddings().weight.shape[0]))
         return torch.tensor([row for row in range(rows) if row not in reserved])
 
     @property
@@ -261,24 +253,23 @@ class OpenedModel:
         ends = self.decoder.config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends])
         for _ in range(min(count, self.max_positions - len(whole))):
-            logits = self.decoder(input_ids=torch.tensor([whole], device=self.device), use_cache=False).logits
-            whole.append(int(logits[0, -1].argmax()))
+            ids = torch.tensor([whole], device=self.device)
+            whole.append(int(read_last(self.decoder, ids, 1).argmax()))
             if whole[-1] in stops:
                 break
         return whole[len(ids) :]
 
 
-def open_model(name: str | None, tell: object = None) -> OpenedModel:
+def open_model(name: str | None, tell: Callable[[str], None] = lambda text: None) -> OpenedModel:
     """The model in a folder, under a hub id, or of a release by its name.
 
     A folder or hub repository with a vocabulary is a model of ours; any other is a stock causal LM. Raises ValueError,
     in one line, for what is neither.
     """
-    on_step = tell if callable(tell) else (lambda text: None)
     if name is not None and _is_stock(name):
-        on_step("loading the model")
+        tell("loading the model")
         return open_base(load_base(name, check=False))
-    loaded = Unimodal.from_folder(find_model(name), on_step=on_step)
+    loaded = Unimodal.from_folder(find_model(name), on_step=tell)
     return OpenedModel(loaded.folder.name, loaded.decoder, loaded.template.text, loaded)
 
 
@@ -287,7 +278,8 @@ def open_base(base: LoadedBase) -> OpenedModel:
     from tokenizers import Tokenizer
 
     start = Tokenizer.from_str(json.dumps(base.tokenizer)).encode("").ids
-    return OpenedModel(base.name, base.model, TextTokenizer(base.tokenizer), None, start)
+    text = TextTokenizer(cast(TokenizerData, base.tokenizer))  # transformers has read it
+    return OpenedModel(base.name, base.model, text, None, start)
 
 
 def _is_stock(name: str) -> bool:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unimodal.evaluation.inspection.forward import read_last
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 
 
@@ -32,7 +33,7 @@ class ReagentSettings:
     kept: int = 5
     among: int = 3
     draws: int = 8
-    most_steps: int = 40
+    most_steps: int = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,10 @@ def score_by_replacing(
         after = logits.softmax(-1).gather(-1, targets[None, :, None].expand(len(logits), -1, 1))[..., 0]
         total[open_targets] += update_scores(replaced, before, after).sum(0)[open_targets]
         count[open_targets] += settings.draws
-        open_targets &= ~_look_for_end(opened, prompt, targets, total, proposals, settings, generator)
+        likely = _look_for_end(
+            opened, prompt, targets, total[open_targets], proposals, settings, generator, open_targets
+        )
+        open_targets = open_targets.masked_scatter(open_targets, ~likely)
     total[:, ~free] = -torch.inf
     mean = torch.where(free, total / count.clamp_min(1), torch.zeros(()))
     return ReagentScores(mean, total.softmax(-1).nan_to_num(0.0), steps, int((~open_targets).sum()))
@@ -124,18 +128,21 @@ def _look_for_end(
     proposals: Sequence[Tensor | None],
     settings: ReagentSettings,
     generator: torch.Generator,
+    chosen: Tensor,
 ) -> Tensor:
-    """Whether each target stays likely if all but its best tokens are replaced, bool [T]."""
+    """Whether the chosen targets (bool [T]) stay likely if all but their best tokens are replaced, bool [chosen].
+
+    total: the scores of these targets, [chosen, P].
+    """
     free = torch.tensor([rows is not None for rows in proposals])
-    best = total.masked_fill(~free, -torch.inf).topk(min(settings.kept, len(prompt)), dim=-1).indices  # [T, kept]
-    replaced = free.expand(len(targets), -1).scatter(1, best, False)
-    rows = torch.where(replaced, draw_rows(proposals, len(targets), generator), prompt)  # [T, P]
-    logits = _read_answer(opened, rows, targets)
-    return stays_likely(logits[torch.arange(len(targets)), torch.arange(len(targets))], targets, settings.among)
+    best = total.masked_fill(~free, -torch.inf).topk(min(settings.kept, len(prompt)), dim=-1).indices
+    replaced = free.expand(len(total), -1).scatter(1, best, False)
+    rows = torch.where(replaced, draw_rows(proposals, len(total), generator), prompt)  # [chosen, P]
+    logits = _read_answer(opened, rows, targets)[torch.arange(len(total)), chosen.nonzero()[:, 0]]
+    return stays_likely(logits, targets[chosen], settings.among)
 
 
 def _read_answer(opened: OpenedModel, prompts: Tensor, targets: Tensor) -> Tensor:
     """prompts int64 [R, P] → the logits of the answer's tokens behind each, float32 [R, T, V]."""
     ids = torch.cat([prompts, targets.expand(len(prompts), -1)], 1).to(opened.device)
-    logits = opened.decoder(input_ids=ids, use_cache=False).logits
-    return logits[:, prompts.shape[1] - 1 : -1].float().cpu()
+    return read_last(opened.decoder, ids, len(targets) + 1)[:, :-1].cpu()
