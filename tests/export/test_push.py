@@ -51,6 +51,13 @@ def test_push_pull_and_chat_give_the_same_answer(hub, at_hub, folder):
     assert WRITER not in whole(results, rest)
 
 
+def test_a_push_looks_for_hidden_text_if_it_is_asked_to(hub, folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["push", str(folder), "me/model", *SAID, "--dry-run", "--check-hidden-text"])
+    out, err = capsys.readouterr()
+    assert not stop.value.code and "forcing" in err and "files would go to me/model" in out
+
+
 def test_a_dry_run_lists_and_asks_nothing(hub, folder, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["push", str(folder), "me/model", *SAID, "--dry-run"])

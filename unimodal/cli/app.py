@@ -16,7 +16,7 @@ import typer
 from unimodal._version import __version__
 from unimodal.cli.evaluate import evaluate
 from unimodal.cli.export import export, push
-from unimodal.cli.inspect import InspectCommand, inspect
+from unimodal.cli.inspect import inspect
 from unimodal.cli.progress import Reporter
 from unimodal.cli.serve import serve
 from unimodal.cli.shared import (
@@ -53,7 +53,7 @@ from unimodal.cli.shared import (
     read_source,
     read_voice,
 )
-from unimodal.cli.text import text
+from unimodal.cli.text import ManyCommand, text
 from unimodal.cli.tokenizers import tokenizers
 from unimodal.cli.upgrade import upgrade
 from unimodal.media.registry import MEDIA
@@ -310,7 +310,7 @@ def detokenize(
 
 for command in (evaluate, export, push, serve, upgrade):
     app.command(cls=Command)(command)
-app.command(cls=InspectCommand)(inspect)
+app.command(cls=ManyCommand)(inspect)
 app.add_typer(tokenizers)
 app.add_typer(text)
 

@@ -9,7 +9,6 @@ import typer
 
 from unimodal.cli.progress import Reporter
 from unimodal.cli.shared import Seed, check_choice, check_file, check_folder
-from unimodal.cli.text import ManyCommand
 from unimodal.media.registry import MEDIA
 
 #: report → the options that it reads besides those of all
@@ -30,10 +29,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "hidden": ("rows", "share", "length"),
     "codes": ("symbols", "values", "steps"),
 }
-
-
-class InspectCommand(ManyCommand):
-    """`--text a.txt b.txt` as well as `--text a.txt --text b.txt`."""
 
 
 def inspect(

@@ -160,10 +160,9 @@ def measure_hidden(opened: OpenedModel, read: ReadSequence, hidden: Sequence[int
     """What the answer's loss a token gains, in nats, if nothing behind them sees these positions."""
     if not hidden or read.answer >= len(read):
         return 0.0
-    behind = range(max(hidden) + 1, len(read))
     ids = read.ids[None]
     with torch.inference_mode():
-        change = ForwardChange(hidden=list_hidden(len(read), behind, hidden))
+        change = ForwardChange(hidden=list_hidden(len(read), range(len(read)), hidden))
         both = [opened.decoder(input_ids=ids, use_cache=False).logits]
         both.append(watch(opened.decoder, ids, attention=False, change=change).logits)
         losses = [
