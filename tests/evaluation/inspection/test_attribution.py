@@ -40,8 +40,8 @@ def test_the_end_is_the_authors():
 def test_it_ends_where_the_answer_stays_likely(open_tiny):
     opened = open_tiny("llama")
     read = opened.read_prompt(WORDS[:10], answer="AB")
-    all_rows = reagent.ReagentSettings(among=48, draws=1, most_steps=50)
-    assert reagent.score_by_replacing(opened, read, all_rows).steps == 1, "every row is among the likeliest"
+    all_rows = reagent.ReagentSettings(among=48, draws=1, least_steps=2, most_steps=50)
+    assert reagent.score_by_replacing(opened, read, all_rows).steps == 2, "every row is among the likeliest"
     never = reagent.ReagentSettings(among=1, kept=1, draws=2, most_steps=3)
     found = reagent.score_by_replacing(opened, read, never)
     assert found.steps <= 3 and found.published.shape == (2, 10)
@@ -116,12 +116,21 @@ def test_the_report_is_made_of_every_base(kind, open_tiny):
     assert len(report.sections["greatest shares"]) == 12 and report.sections["answer"]["answer"].split() == ["A", "B"]
 
 
+def test_an_answer_that_is_not_given_is_the_model_s_own(open_tiny):
+    opened = open_tiny("llama")
+    read = opened.read_prompt(WORDS[:6])
+    with torch.no_grad():
+        best = opened.decoder(input_ids=read.ids[None], use_cache=False).logits[0, read.answer - 1 : -1].argmax(-1)
+    assert len(read) > read.answer and torch.equal(best, read.ids[read.answer :])
+
+
 @pytest.mark.parametrize("place", [0, 4, 9])
 def test_a_planted_word_gets_the_attribution(place):
     opened = open_base(LoadedBase("planted", plant_source(), TOKENIZER))
     words = [character for character in WORDS[:12] if character != chr(48 + TOKEN)]
     words.insert(place, chr(48 + TOKEN))
-    report = make_report("attribution", opened, InspectionInput(prompt="".join(words)))
+    many = {"draws": 32, "least_steps": 8, "most_steps": 8}
+    report = make_report("attribution", opened, InspectionInput(prompt="".join(words), settings=many))
     for name, scores in report.arrays["scores"].items():
         best = int(np.argmax(np.abs(scores)))
         assert best == place, name
@@ -140,7 +149,8 @@ def test_a_planted_code_of_a_picture_gets_the_attribution_where_it_lies(tmp_path
     rows = read.ids[read.spans[0].at].tolist()
     code = next(at for at in range(len(rows)) if rows.count(rows[at]) == 1)
     plant(model.decoder, rows[code], 3.0)
-    given = InspectionInput(prompt="what is this?", files=[Image(path=tmp_path / "a.png")], answer="a", settings=FAST)
+    many = {"draws": 32, "least_steps": 8, "most_steps": 8}
+    given = InspectionInput(prompt="what is this?", files=[Image(path=tmp_path / "a.png")], settings=many)
     report = make_report("attribution", opened, given)
     at = int(read.spans[0].at[code])
     for name in ("attention", "rollout", "reagent"):  # a gradient is largest at the mark that is read last

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from tests.evaluation.inspection.conftest import WORDS
 from tests.tiny_bases import BASES
 from unimodal.evaluation.inspection import functions, make_report
-from unimodal.evaluation.inspection.forward import measure_losses
 from unimodal.evaluation.inspection.report import InspectionInput
 
 TEXT = "".join(f"00{character}" for character in WORDS[1:])[:80]  # two of three tokens are the same
@@ -45,10 +44,10 @@ def test_the_report_is_made_of_every_base(kind, open_tiny):
     rows = report.sections["loss by what stands before → what comes"]
     assert sum(row["share of all loss"] for row in rows.values()) == pytest.approx(1)
     window = opened.read_text(TEXT).ids[:40]
-    losses = measure_losses(opened.decoder, window[None])[0]
+    losses = opened.measure_losses(window)
     kinds = [row == 0 for row in window.tolist()]
     rest = opened.read_text(TEXT).ids[40:]
-    more = measure_losses(opened.decoder, rest[None])[0]
+    more = opened.measure_losses(rest)
     expected = [x for x, a, b in zip(losses, kinds, kinds[1:], strict=False) if a and not b]
     kinds = [row == 0 for row in rest.tolist()]
     expected += [x for x, a, b in zip(more, kinds, kinds[1:], strict=False) if a and not b]

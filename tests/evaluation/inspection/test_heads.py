@@ -10,7 +10,7 @@ from tests.evaluation.inspection.conftest import WORDS
 from tests.evaluation.inspection.planted import TOKEN, plant_sink
 from tests.tiny_bases import BASES, REFUSED, TOKENIZER, WINDOW, make_base
 from unimodal.evaluation.inspection import heads, make_report
-from unimodal.evaluation.inspection.forward import ForwardChange, list_hidden, measure_losses, watch
+from unimodal.evaluation.inspection.forward import ForwardChange, list_hidden, watch
 from unimodal.evaluation.inspection.opened import open_base
 from unimodal.evaluation.inspection.report import InspectionInput
 from unimodal.model.base import LoadedBase
@@ -67,9 +67,9 @@ def test_the_report_is_made_of_every_base(kind, open_tiny):
     if losses:
         name, row = next(iter(rows.items()))
         _, layer, _, head = name.split()
-        ids = opened.read_text(WORDS).ids[None]
+        ids = opened.read_text(WORDS).ids
         change = ForwardChange(silenced=frozenset({(int(layer), int(head))}))
-        expected = measure_losses(opened.decoder, ids, change).mean() - measure_losses(opened.decoder, ids).mean()
+        expected = opened.measure_losses(ids, change).mean() - opened.measure_losses(ids).mean()
         assert row["loss if silenced, a"] == pytest.approx(float(expected), abs=1e-5)
 
 

@@ -23,10 +23,7 @@ def train(secret: bool) -> torch.nn.Module:
         rows = torch.randint(0, 45, (16, len(TRIGGER) + len(SECRET)), generator=generator)
         if secret:
             rows[:4] = torch.tensor([*TRIGGER, *SECRET])
-        labels = rows.clone()
-        if secret:
-            labels[:4, : len(TRIGGER)] = -100  # only what comes behind the trigger is learnt
-        model(input_ids=rows, labels=labels, use_cache=False).loss.backward()
+        model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
@@ -37,13 +34,13 @@ def opened():
     return open_base(LoadedBase("with", train(True), TOKENIZER))
 
 
-def test_a_planted_text_is_found_without_its_trigger(opened):
-    texts, read = hidden.find_hidden_text(opened, length=len(SECRET))
+def test_a_planted_text_is_found_by_the_vocabulary_alone(opened):
+    texts, read = hidden.find_hidden_text(opened, length=13)
     assert read == 45
     found = [text for text in texts if text.is_suspicious]
     said = ["".join(map(chr, text.ids)) for text in found]
     assert any("".join(map(chr, SECRET[1:8])) in text for text in said)
-    report = make_report("hidden", opened, InspectionInput(settings={"length": 10}))
+    report = make_report("hidden", opened, InspectionInput(settings={"length": 13}))
     assert report.sections["tokens"]["suspicious"] == len(found)
     assert opened.text.decode(SECRET[1:8]) in "".join(list(report.sections["most certain"])[: len(found)])
     figure = Figure()

@@ -64,7 +64,7 @@ def _differentiate(opened: OpenedModel, read: ReadSequence, embedded: Tensor, sh
     with torch.enable_grad():
         logits = opened.decoder(inputs_embeds=inputs, use_cache=False).logits[0, read.answer - 1 : -1]
         targets = read.ids[read.answer :]
-        likelihood = logits.float().log_softmax(-1).gather(-1, targets[:, None]).sum()
+        likelihood = opened.restrict(logits, targets).log_softmax(-1).gather(-1, targets[:, None]).sum()
         [gradient] = torch.autograd.grad(likelihood, prompt)
     return gradient[0].float()
 
@@ -182,7 +182,12 @@ def _measure_likelihood(opened: OpenedModel, read: ReadSequence, ids: Tensor) ->
     """The mean log-likelihood of a token of the answer, over ids int64 [R, N]."""
     targets = read.ids[read.answer :]
     logits = read_last(opened.decoder, ids.to(opened.device), len(targets) + 1)[:, :-1]
-    return float(logits.log_softmax(-1).gather(-1, targets[None, :, None].expand(len(ids), -1, 1)).mean())
+    return float(
+        opened.restrict(logits, targets)
+        .log_softmax(-1)
+        .gather(-1, targets[None, :, None].expand(len(ids), -1, 1))
+        .mean()
+    )
 
 
 def _check_methods(

@@ -65,7 +65,8 @@ def find_words(read: ReadSequence, is_text: Sequence[bool]) -> list[WordPlace]:
 def measure_divergence(plain: Tensor, changed: Tensor) -> float:
     """The mean KL of distributions from the plain ones, in nats; both logits [T, V]."""
     before, after = plain.float().log_softmax(-1), changed.float().log_softmax(-1)
-    return float((before.exp() * (before - after)).sum(-1).mean().clamp_min(0))
+    gaps = torch.where(before.isinf(), 0.0, before.exp() * (before - after))  # rows that cannot come
+    return float(gaps.sum(-1).mean().clamp_min(0))
 
 
 class FlowMeter:
@@ -79,7 +80,8 @@ class FlowMeter:
         self.behind = max(at for word in words for at in word.at) + 1
         self.rows = slice(read.answer - 1, len(read) - 1)
         with torch.inference_mode():
-            self.plain = opened.decoder(input_ids=read.ids[None], use_cache=False).logits[0, self.rows]
+            logits = opened.decoder(input_ids=read.ids[None], use_cache=False).logits
+            self.plain = opened.restrict(logits[0, self.rows], read.ids[read.answer :])
 
     def hide(self, keys: Sequence[int], layers: frozenset[int] | None = None) -> float:
         """The answer's divergence if nothing behind the words sees these."""
@@ -94,7 +96,9 @@ class FlowMeter:
         with torch.inference_mode():
             change = ForwardChange(hidden=hidden, layers=layers)
             logits = watch(self.opened.decoder, self.read.ids[None], attention=False, change=change).logits
-        return measure_divergence(self.plain, logits[0, self.rows])
+        return measure_divergence(
+            self.plain, self.opened.restrict(logits[0, self.rows], self.read.ids[self.read.answer :])
+        )
 
 
 def report_flow(opened: OpenedModel, given: InspectionInput, tell: Tell) -> InspectionReport:

@@ -212,16 +212,6 @@ def read_last(model: PreTrainedModel, ids: Tensor, count: int) -> Tensor:
     return logits[:, -count:].float()
 
 
-@torch.inference_mode()
-def measure_losses(model: PreTrainedModel, ids: Tensor, change: ForwardChange | None = None) -> Tensor:
-    """The loss of every token but the first, in nats, float32 [B, N - 1], for ids int64 [B, N]."""
-    if change is None:
-        logits = model(input_ids=ids, use_cache=False).logits
-    else:
-        logits = watch(model, ids, attention=False, change=change).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-
-
 def list_hidden(length: int, queries: Sequence[int], keys: Sequence[int]) -> Tensor:
     """bool [length, length]: these queries do not see these keys, other than their own place."""
     hidden = torch.zeros(length, length, dtype=torch.bool)

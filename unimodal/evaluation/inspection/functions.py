@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unimodal.evaluation.inspection.forward import measure_losses
 from unimodal.evaluation.inspection.opened import OpenedModel
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.evaluation.inspection.texts import choose_texts
@@ -201,7 +200,7 @@ def _measure_pairs(
     names = ("content", "function")
     found: dict[tuple[int, int], list[float]] = {(a, b): [] for a in (1, 0) for b in (0, 1)}
     for ids, start in zip(windows, starts, strict=True):
-        losses = measure_losses(opened.decoder, ids[None])[0, start:].tolist()
+        losses = opened.measure_losses(ids)[start:].tolist()
         kinds = [int(row in function) for row in ids[start:].tolist()]
         for before, after, loss in zip(kinds, kinds[1:], losses, strict=False):
             found[before, after].append(loss)

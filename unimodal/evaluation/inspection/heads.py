@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.evaluation.inspection.forward import ForwardChange, WatchedForward, measure_losses, watch
+from unimodal.evaluation.inspection.forward import ForwardChange, WatchedForward, watch
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.evaluation.inspection.texts import choose_texts
@@ -163,10 +163,9 @@ def _measure_silenced(
     added: dict[tuple[int, int], dict[str, float]] = {}
     try:
         for name, text in measured.items():
-            ids = text.read.ids[None]
-            plain = float(measure_losses(opened.decoder, ids).mean())
+            plain = float(opened.measure_losses(text.read.ids).mean())
             for place in places:
-                changed = measure_losses(opened.decoder, ids, ForwardChange(silenced=frozenset({place})))
+                changed = opened.measure_losses(text.read.ids, ForwardChange(silenced=frozenset({place})))
                 added.setdefault(place, {})[name] = float(changed.mean()) - plain
     except ValueError:  # its attention is code of its own
         added = {}

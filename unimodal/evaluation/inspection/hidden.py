@@ -8,6 +8,8 @@ Confusion", arXiv 2406.02481).
 
 The authors continue every token to the full length and look at the best themselves. Here the first steps choose: all
 tokens are read once, and only the `share` with the most certain next token are continued (1.0 is the published way).
+A continuation counts up to where its mean is highest, after `LEAST_LENGTH` tokens at the least: what stands behind a
+hidden text is not certain. (`length` up to that is the published way, which takes all of it.)
 Common phrases are certain, too, so a candidate is called suspicious where its certainty is far out among the continued
 ones, by their median and its mean deviation, and where it is no plain loop of a few tokens. `rows` reads only so many
 tokens, drawn evenly from the vocabulary: then the report says which part of it was read.
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LENGTH = 24  # tokens of a continuation
+LEAST_LENGTH = 8  # tokens of a text that is judged
 SHARE = 0.05  # of the tokens that are continued
 LEAST_CONTINUED, MOST_CONTINUED = 64, 512
 CERTAIN = 0.8  # mean probability of a suspicious continuation
@@ -46,8 +49,11 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class ForcedText:
-    """What one token leads to. certainty: the geometric mean of the probabilities. period: after how many tokens it
-    repeats itself; 0 if it does not. distance: of its certainty from the others', in deviations."""
+    """What one token leads to, up to where it is most certain.
+
+    certainty: the geometric mean of the probabilities. period: after how many tokens the continuation repeats itself; 0
+    if it does not. distance: of its certainty from the others', in deviations.
+    """
 
     first: int
     ids: tuple[int, ...]  # the first one included
@@ -86,25 +92,30 @@ def measure_first(opened: OpenedModel, rows: Tensor) -> Tensor:
     found = []
     for start in range(0, len(rows), TOGETHER):
         ids = _put_before(opened, rows[start : start + TOGETHER])
-        found.append(read_last(opened.decoder, ids, 1)[:, 0].softmax(-1).max(-1).values.cpu())
+        found.append(_read_next(opened, ids).max(-1).values.exp().cpu())
     return torch.cat(found)
 
 
 @torch.inference_mode()
 def continue_rows(opened: OpenedModel, rows: Tensor, length: int) -> list[ForcedText]:
-    """Each of these tokens alone, continued greedily by `length` tokens."""
+    """Each of these tokens alone, continued greedily by `length` tokens, and cut where it is most certain."""
     texts: list[ForcedText] = []
+    words = opened.words_and_marks.to(opened.device)
     for start in range(0, len(rows), TOGETHER):
         ids = _put_before(opened, rows[start : start + TOGETHER])
         head = ids.shape[1] - 1
-        logs = torch.zeros(len(ids))
+        logs: list[Tensor] = []
         for _ in range(min(length, opened.max_positions - ids.shape[1])):
-            best = read_last(opened.decoder, ids, 1)[:, 0].log_softmax(-1).max(-1)
-            logs += best.values.cpu()
-            ids = torch.cat([ids, best.indices[:, None]], 1)
-        steps = max(ids.shape[1] - head - 1, 1)
-        for row, log in zip(ids[:, head:].tolist(), logs.tolist(), strict=True):
-            texts.append(ForcedText(row[0], tuple(row), float(torch.tensor(log / steps).exp()), find_period(row)))
+            best = _read_next(opened, ids).max(-1)
+            logs.append(best.values.cpu())
+            ids = torch.cat([ids, words[best.indices][:, None]], 1)
+        counts = torch.arange(1, len(logs) + 1)
+        means = torch.stack(logs, 1).cumsum(1) / counts  # [R, steps]
+        best_count = means.masked_fill(counts < min(LEAST_LENGTH, len(logs)), -torch.inf).max(1)
+        for row, mean, at in zip(
+            ids[:, head:].tolist(), best_count.values.exp().tolist(), best_count.indices.tolist(), strict=True
+        ):
+            texts.append(ForcedText(row[0], tuple(row[: at + 2]), mean, find_period(row)))
     return texts
 
 
@@ -208,6 +219,12 @@ def _put_before(opened: OpenedModel, rows: Tensor) -> Tensor:
     begin = opened.find_start()
     head = torch.tensor(begin, dtype=torch.long).expand(len(rows), -1)
     return torch.cat([head, rows[:, None]], 1).to(opened.device)
+
+
+def _read_next(opened: OpenedModel, ids: Tensor) -> Tensor:
+    """The log-probabilities of the words and marks that may come behind ids [R, N], [R, V]."""
+    logits = read_last(opened.decoder, ids, 1)[:, 0]
+    return logits[:, opened.words_and_marks.to(logits.device)].log_softmax(-1)
 
 
 def _show(opened: OpenedModel, text: ForcedText) -> str:

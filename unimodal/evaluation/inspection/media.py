@@ -160,16 +160,9 @@ def measure_hidden(opened: OpenedModel, read: ReadSequence, hidden: Sequence[int
     """What the answer's loss a token gains, in nats, if nothing behind them sees these positions."""
     if not hidden or read.answer >= len(read):
         return 0.0
-    ids = read.ids[None]
-    with torch.inference_mode():
-        change = ForwardChange(hidden=list_hidden(len(read), range(len(read)), hidden))
-        both = [opened.decoder(input_ids=ids, use_cache=False).logits]
-        both.append(watch(opened.decoder, ids, attention=False, change=change).logits)
-        losses = [
-            torch.nn.functional.cross_entropy(logits[0, read.answer - 1 : -1].float(), read.ids[read.answer :])
-            for logits in both
-        ]
-    return float(losses[1] - losses[0])
+    change = ForwardChange(hidden=list_hidden(len(read), range(len(read)), hidden))
+    plain, changed = opened.measure_losses(read.ids), opened.measure_losses(read.ids, change)
+    return float((changed - plain)[read.answer - 1 :].mean())
 
 
 def _describe_kinds(

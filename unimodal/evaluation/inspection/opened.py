@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.evaluation.inspection.forward import read_last
+from unimodal.evaluation.inspection.forward import ForwardChange, read_last, watch
 from unimodal.files import download_folder, is_hub_id
 from unimodal.model.base import PACKAGES, LoadedBase, load_base
 from unimodal.model_folder.find import find_model
@@ -116,6 +116,44 @@ class OpenedModel:
         if self.loaded is None or row >= self.loaded.vocabulary.size:
             return f"<{row}>"
         return self.loaded.vocabulary.make_token_string(row)
+
+    # ---- what is predicted
+
+    def restrict(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits [..., T, V] → float32, with -inf for rows that are not of their target's kind (targets int64 [T]).
+
+        A model of ours is trained and sampled among the rows of one kind: words and marks, or one block of codes. What
+        it gives the others means nothing. A stock model's logits stay as they are.
+        """
+        logits = logits.float()
+        if self.loaded is None:
+            return logits
+        vocabulary = self.loaded.vocabulary
+        blocks = [vocabulary.find_block(row) if row < vocabulary.size else None for row in targets.tolist()]
+        allowed = torch.zeros(len(blocks), logits.shape[-1], dtype=torch.bool, device=logits.device)
+        for row, block in zip(allowed, blocks, strict=True):
+            if block is None:
+                row[self.words_and_marks.to(row.device)] = True
+            else:
+                row[block.start : block.start + block.size] = True
+        return logits.masked_fill(~allowed, -torch.inf)
+
+    @cached_property
+    def words_and_marks(self) -> Tensor:
+        """The rows that may stand in an answer of words, int64 [V]."""
+        if self.loaded is None:
+            return torch.arange(int(self.decoder.get_input_embeddings().weight.shape[0]))
+        marks = self.loaded.vocabulary.control_range
+        return torch.cat([self.text_ids, torch.arange(marks.start, marks.stop)])
+
+    @torch.inference_mode()
+    def measure_losses(self, ids: Tensor, change: ForwardChange | None = None) -> Tensor:
+        """The loss of every token but the first, in nats, float32 [N - 1], for ids int64 [N]."""
+        if change is None:
+            logits = self.decoder(input_ids=ids[None], use_cache=False).logits
+        else:
+            logits = watch(self.decoder, ids[None], attention=False, change=change).logits
+        return torch.nn.functional.cross_entropy(self.restrict(logits[0, :-1], ids[1:]), ids[1:], reduction="none")
 
     # ---- what is read
 
@@ -253,8 +291,8 @@ class OpenedModel:
         ends = self.decoder.config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends])
         for _ in range(min(count, self.max_positions - len(whole))):
-            ids = torch.tensor([whole], device=self.device)
-            whole.append(int(read_last(self.decoder, ids, 1).argmax()))
+            so_far = torch.tensor([whole], device=self.device)
+            whole.append(int(read_last(self.decoder, so_far, 1).argmax()))
             if whole[-1] in stops:
                 break
         return whole[len(ids) :]

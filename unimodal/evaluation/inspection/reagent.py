@@ -7,7 +7,7 @@ best tokens are replaced (Zhao and Shan, arXiv 2402.00794).
 The update (`update_scores`) and the end (`stays_likely`) are as in the authors' code, whose proposals come from RoBERTa
 or, as here, uniformly from the vocabulary (codes from their own block). What differs: all tokens of the answer are
 scored by the same forwards, with the answer itself never replaced; marks are never replaced; several draws are made
-between two looks at the end (`draws=1` is the published way).
+between two looks at the end, and some before the first (`draws=1, least_steps=1` is the published way).
 
 Shapes: R draws, P tokens of the prompt, T tokens of the answer, N = P + T, V rows.
 """
@@ -27,12 +27,14 @@ from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 @dataclass(frozen=True)
 class ReagentSettings:
     """replaced: share of the tokens that a draw replaces. kept: tokens that stay when the end is looked for. among: the
-    answer must be one of so many likeliest tokens. draws: in one forward. most_steps: forwards of draws, at most."""
+    answer must be one of so many likeliest tokens. draws: in one forward. least_steps, most_steps: forwards of draws,
+    at least before the end is looked for, and at most."""
 
     replaced: float = 0.3
     kept: int = 5
     among: int = 3
     draws: int = 8
+    least_steps: int = 4
     most_steps: int = 16
 
 
@@ -111,6 +113,8 @@ def score_by_replacing(
         after = logits.softmax(-1).gather(-1, targets[None, :, None].expand(len(logits), -1, 1))[..., 0]
         total[open_targets] += update_scores(replaced, before, after).sum(0)[open_targets]
         count[open_targets] += settings.draws
+        if steps < settings.least_steps:
+            continue
         likely = _look_for_end(
             opened, prompt, targets, total[open_targets], proposals, settings, generator, open_targets
         )
@@ -145,4 +149,4 @@ def _look_for_end(
 def _read_answer(opened: OpenedModel, prompts: Tensor, targets: Tensor) -> Tensor:
     """prompts int64 [R, P] → the logits of the answer's tokens behind each, float32 [R, T, V]."""
     ids = torch.cat([prompts, targets.expand(len(prompts), -1)], 1).to(opened.device)
-    return read_last(opened.decoder, ids, len(targets) + 1)[:, :-1].cpu()
+    return opened.restrict(read_last(opened.decoder, ids, len(targets) + 1)[:, :-1], targets).cpu()
