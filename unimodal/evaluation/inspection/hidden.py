@@ -36,7 +36,7 @@ from unimodal.text.reports.report import Section
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LENGTH = 24  # tokens of a continuation
+LENGTH = 12  # tokens of a continuation: in a longer one, more tokens find their way into the hidden text
 LEAST_LENGTH = 8  # tokens of a text that is judged
 SHARE = 0.05  # of the tokens that are continued
 LEAST_CONTINUED, MOST_CONTINUED = 64, 512
