@@ -230,8 +230,9 @@ def _read_next(opened: OpenedModel, ids: Tensor) -> Tensor:
 def _show(opened: OpenedModel, text: ForcedText) -> str:
     """The text, once if it repeats itself; what is no text by its name."""
     ids = text.ids
-    if text.period and len(ids) > 2 * text.period:
-        ids = ids[: len(ids) - text.period]
+    period = find_period(ids)
+    while period and len(ids) >= 2 * period and ids[-period:] == ids[-2 * period : -period]:
+        ids = ids[:-period]
     parts: list[str] = []
     run: list[int] = []
     for row in (*ids, -1):
