@@ -153,7 +153,7 @@ def test_a_planted_code_of_a_picture_gets_the_attribution_where_it_lies(tmp_path
     given = InspectionInput(prompt="what is this?", files=[Image(path=tmp_path / "a.png")], settings=many)
     report = make_report("attribution", opened, given)
     at = int(read.spans[0].at[code])
-    for name in ("attention", "rollout", "reagent"):  # a gradient is largest at the mark that is read last
+    for name in ("attention", "rollout"):  # what is planted is attention
         assert int(np.argmax(report.arrays["scores"][name])) == at, name
     assert report.sections["shares of media"]["image 1"]["attention"] > 0.8
     figure = Figure()
