@@ -1,6 +1,7 @@
 """Rows under compression in a running batch: each answers as it would alone, whoever is beside it."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.generation.test_engine import ALL_GREEDY, MIXED, varied
 from unimodal.compression import METHODS, open_methods
 from unimodal.compression.learned import DecoderShape, LearnedMethod
 from unimodal.compression.tokens.divprune import DivPrune
-from unimodal.generation.continuous import ContinuousBatch
+from unimodal.generation.continuous import ContinuousBatch, _group_alike
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig, GenerationRequest
 
@@ -142,3 +143,19 @@ def test_contexts_of_the_caller_and_of_a_row_do_not_meet(model, vocabulary, show
         while len(batch):
             done += batch.advance_rows()
     assert [one.answer for one in done] == [expected] and done[0].key == key
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in METHODS.items() if issubclass(kind, LearnedMethod)))
+def test_methods_with_other_weights_are_not_read_together(name, model):
+    """Equal settings, each with a module of its own: two lanes of a running batch."""
+    kind = METHODS[name]
+    first, second = (kind(**{kind.part: kind.make_part(DecoderShape.of(model.config))}) for _ in range(2))
+    assert first == replace(first) and first != second
+    requests = [GenerationRequest([1], GenerationConfig(), methods=(one,)) for one in (first, second, replace(first))]
+    assert _group_alike(requests) == [[0, 2], [1]]
+
+
+def test_pairs_of_other_prompts_are_another_method():
+    pairs = torch.zeros(1, 2, 4, dtype=torch.int64)
+    one, other = METHODS["fasa"](pairs=pairs), METHODS["fasa"](pairs=pairs.clone())
+    assert one == replace(one) == METHODS["fasa"](pairs=pairs) and one != other

@@ -106,7 +106,7 @@ class STILL(LearnedMethod, CacheCompressor):
     acts: ClassVar[Acts] = "mix"
 
     chunk: int = 8
-    maps: FeatureMaps | None = field(default=None, repr=False, compare=False)
+    maps: FeatureMaps | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

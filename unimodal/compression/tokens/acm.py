@@ -121,7 +121,7 @@ class ACM(LearnedCompressor):
     gating: int = 50
     factor: float = 1.2
     scope: Literal["media", "prompt"] = "media"
-    modules: AdaptiveModules | None = field(default=None, repr=False, compare=False)
+    modules: AdaptiveModules | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,7 +76,7 @@ class ATP(LearnedCompressor):
     judges_rows: ClassVar[bool] = True
 
     budget: float = 10.0
-    thresholds: PruningThresholds | None = field(default=None, repr=False, compare=False)
+    thresholds: PruningThresholds | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -91,7 +91,7 @@ class CaCoVID(LearnedCompressor):
     most: float = 0.5
     trials: int = 8
     group_size: float = 2.0
-    policy: TokenPolicy | None = field(default=None, repr=False, compare=False)
+    policy: TokenPolicy | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

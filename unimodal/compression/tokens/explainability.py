@@ -49,7 +49,7 @@ class Explainability(LearnedCompressor):
     part: ClassVar[str] = "relevance"
     previews: ClassVar[bool] = True
 
-    relevance: RelevanceMap | None = field(default=None, repr=False, compare=False)
+    relevance: RelevanceMap | None = field(default=None, repr=False)
 
     @classmethod
     def make_part(cls, shape: DecoderShape) -> RelevanceMap:

@@ -72,7 +72,7 @@ class FIT(LearnedCompressor):
     part: ClassVar[str] = "reader"
 
     groups: int = 4
-    reader: GroupReader | None = field(default=None, repr=False, compare=False)
+    reader: GroupReader | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -129,7 +129,7 @@ class LangDC(LearnedCompressor):
 
     frames: int = 4
     describing: int = 300
-    captioner: SoftCaptioner | None = field(default=None, repr=False, compare=False)
+    captioner: SoftCaptioner | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

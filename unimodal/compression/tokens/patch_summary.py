@@ -45,7 +45,7 @@ class PatchSummary(LearnedCompressor):
     paper: ClassVar[str] = "MULTI-LANE, arXiv 2405.15633"
     part: ClassVar[str] = "selectors"
 
-    selectors: PatchSelectors | None = field(default=None, repr=False, compare=False)
+    selectors: PatchSelectors | None = field(default=None, repr=False)
 
     @classmethod
     def make_part(cls, shape: DecoderShape) -> PatchSelectors:

@@ -54,7 +54,7 @@ class PMoD(LearnedCompressor):
     part: ClassVar[str] = "routers"
     judges_rows: ClassVar[bool] = True
 
-    routers: TokenRouters | None = field(default=None, repr=False, compare=False)
+    routers: TokenRouters | None = field(default=None, repr=False)
 
     @classmethod
     def make_part(cls, shape: DecoderShape) -> TokenRouters:

@@ -58,7 +58,7 @@ class PVC(LearnedCompressor):
     part: ClassVar[str] = "encoder"
 
     repeats: int = 4
-    encoder: ProgressiveEncoder | None = field(default=None, repr=False, compare=False)
+    encoder: ProgressiveEncoder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

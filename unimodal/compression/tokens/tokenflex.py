@@ -55,7 +55,7 @@ class TokenFLEX(LearnedCompressor):
     paper: ClassVar[str] = "TokenFLEX, arXiv 2504.03154"
     part: ClassVar[str] = "projector"
 
-    projector: FlexProjector | None = field(default=None, repr=False, compare=False)
+    projector: FlexProjector | None = field(default=None, repr=False)
     counts_sizes: bool = False
 
     @classmethod

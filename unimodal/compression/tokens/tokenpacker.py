@@ -58,7 +58,7 @@ class TokenPacker(LearnedCompressor):
     paper: ClassVar[str] = "TokenPacker, arXiv 2407.02392"
     part: ClassVar[str] = "packer"
 
-    packer: RegionInjector | None = field(default=None, repr=False, compare=False)
+    packer: RegionInjector | None = field(default=None, repr=False)
 
     @classmethod
     def make_part(cls, shape: DecoderShape) -> RegionInjector:
