@@ -74,7 +74,6 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
-    check_validation(cfg.loop, cfg.corpus)
     check_objective(cfg.objective, cfg.loss)
     check_push(cfg.push, cfg.media, cfg.summed)
     parallel = start("fsdp")

@@ -73,7 +73,6 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
-    check_validation(cfg.loop, cfg.corpus)
     check_objective(cfg.objective, cfg.loss, from_nothing=True)
     check_push(cfg.push, cfg.media, cfg.summed)
     if cfg.loss.keep_share < 1:

@@ -217,7 +217,7 @@ def test_the_command_line_has_them_all(monkeypatch, capsys, tmp_path):
     assert all((tmp_path / line.split("/")[-1]).is_file() for line in printed.splitlines())
     code, printed, _ = run(capsys, *words, "--search", "beam")
     assert code == 0 and printed == f"{out}\n"
-    for wrong in (["--decoder", "fast"], ["--search", "magic"], ["--weights", "int4"]):
+    for wrong in (["--decoder", "fast"], ["--search", "magic"], ["--weights", "int3"]):
         code, printed, err = run(capsys, *words, *wrong)
         assert code == 2 and printed == "" and "is unknown; choose" in err and len(err.splitlines()) == 1
     code, _, err = run(capsys, "generate", "hello", "--to", "audio", "--out", str(tmp_path / "a.wav"), "--partial")
