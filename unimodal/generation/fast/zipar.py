@@ -12,7 +12,8 @@ A picture of H rows of W codes takes (H - 1) * window + W passes in place of H *
 ``adaptive``: the paper's windows that grow where a row needs them. The first code of a row, drawn from q behind k
 codes of the row above, is judged in the next pass by the prediction p behind k + 1 of them: it stays with probability
 min(1, p(x) / q(x)), else the positive part of p - q is drawn from, and judged in its turn. The row goes on once a code
-stays, or the row above is whole. (The authors' code has fixed windows only.)
+stays, or the row above is whole. The authors' code has fixed windows only, so this rule was not held against a
+reference.
 
 Only for raster order: codes that run from coarse to fine have no rows.
 
