@@ -14,7 +14,7 @@ from unimodal.generation.request import PAUSE, GenerationConfig, GenerationReque
 from unimodal.pipeline.rows import make_row
 from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Turn
-from unimodal.serve.tickets import Ticket
+from unimodal.serve.tickets import Accounts, Ticket
 from unimodal.serve.waiting import WaitingRows
 from unimodal.serve.worker import Worker
 
@@ -327,9 +327,13 @@ def test_clients_are_given_equal_shares_of_tokens():
     assert owing[1] == "away" and "away" not in owing[2:7] and owing[7:12].count("away") >= 2
 
 
-def test_one_client_of_many_requests_does_not_keep_another_waiting():
+def test_one_client_of_many_requests_does_not_keep_another_waiting(monkeypatch):
     model = lively_model()
-    worker, order = Worker(model, max_batch=2), []
+    worker, order, held = Worker(model, max_batch=2), [], []
+    charge = Accounts.charge
+    monkeypatch.setattr(
+        Accounts, "charge", lambda *given: (held.append(worker._changed._is_owned()), charge(*given))
+    )  # of two threads: never without the lock
 
     def submit(client, seed):
         one = GenerationRequest([5, 6, 7], GenerationConfig(max_new_tokens=5, force="text", seed=seed))
@@ -342,4 +346,4 @@ def test_one_client_of_many_requests_does_not_keep_another_waiting():
     for ticket in tickets:
         ticket.future.result(60)
     worker.stop()
-    assert order.index("one") <= 3
+    assert order.index("one") <= 3 and held and all(held)

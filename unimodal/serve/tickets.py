@@ -28,7 +28,8 @@ class ShuttingDown(RuntimeError):
 
 class Accounts:
     """The tokens that each client was given, prompts and answers: who was given the fewest is next (the virtual token
-    counter of Sheng et al., OSDI 2024). A client that comes back has no more to its credit than those who waited."""
+    counter of Sheng et al., OSDI 2024). A client that comes back has no more to its credit than those who waited. The
+    caller holds a lock."""
 
     def __init__(self) -> None:
         self._given: dict[str, int] = {}

@@ -201,8 +201,9 @@ class Worker:
             log.exception("a step of %d rows failed", len(batch))
             self._fail_rows(batch, error)
             return
-        for key, num in batch.count_written().items():
-            self._rows[key].charge(self._waiting.accounts, num)
+        with self._changed:  # other threads enter clients meanwhile
+            for key, num in batch.count_written().items():
+                self._rows[key].charge(self._waiting.accounts, num)
         for done in finished:
             self._deliver(batch, done)
         if rows:
@@ -353,7 +354,8 @@ class Worker:
         ticket = self._rows.pop(done.key, None)
         if ticket is None:  # a draft of an answer that another draft has just failed
             return
-        ticket.charge(self._waiting.accounts, len(done.answer))
+        with self._changed:
+            ticket.charge(self._waiting.accounts, len(done.answer))
         if done.error is not None:
             self._fail_ticket(batch, ticket, done.error)
             return
