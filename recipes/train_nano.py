@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.data import encoded_media, sources
-from unimodal.data.encoded_tasks import CODE_FILES, SPEECH_TASKS, open_tasks
+from unimodal.data.encoded_tasks import CODE_FILES, SPEECH_TASKS, open_for_texts, open_tasks
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.data.order import make_generator
 from unimodal.files import write_bytes_atomically, write_text_atomically
@@ -284,10 +284,8 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
         text = TextTokenizer.load(known)
         write_text_atomically(cfg.run / "tokenizer.json", (known / "tokenizer.json").read_text())
     else:
-        texts = [*list_training_texts(list(all_sources.values()))]
-        if all_sources.keys().isdisjoint(SPEECH_TASKS):  # what a later part will hear and say
-            texts += encoded_media.list_spoken_texts(cfg.data / "speech")
-        text = train_text_tokenizer(texts, cfg.text_pieces, cfg.run)
+        # of every task, since a later part may have those that this one leaves out
+        text = train_text_tokenizer([*list_training_texts(open_for_texts(cfg.data))], cfg.text_pieces, cfg.run)
     vocabulary = make_media_vocabulary(tokenizers.values(), text.size, text_reserved=(), text_sha256=text.sha256)
     template = Template(vocabulary, text)
     shares = {name: cfg.weights[name] for name in all_sources}

@@ -8,6 +8,7 @@ Shapes: M pictures or clips, V views of each, U utterances, N codes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,17 +181,21 @@ def load_speech(
 ) -> EncodedSpeech:
     """`utterances.json` and `codes.npz` of the speech folder; sha256: of the tokenizer that has to have made them."""
     arrays = read_codes(folder / "codes.npz", sha256)
-    utterances = _read_entries(list[Utterance], folder / "utterances.json", "python tools/make_speech.py pack")
-    return EncodedSpeech(arrays["codes"], arrays["offsets"], utterances, split, max_codes)
+    return EncodedSpeech(arrays["codes"], arrays["offsets"], read_utterances(folder), split, max_codes)
 
 
-def list_spoken_texts(folder: Path, split: str = "train") -> list[str]:
-    """The texts of a split of the speech folder; none where there is no such folder."""
-    path = folder / "utterances.json"
-    if not path.is_file():
-        return []
-    utterances = _read_entries(list[Utterance], path, "python tools/make_speech.py pack")
-    return [utterance["text"] for utterance in utterances if utterance["split"] == split]
+def read_utterances(folder: Path) -> list[Utterance]:
+    """`utterances.json` of the speech folder. Raises ValueError, in one line, where it is missing."""
+    return _read_entries(list[Utterance], folder / "utterances.json", "python tools/make_speech.py pack")
+
+
+def count_items(path: Path) -> int:
+    """How many items a file of prepared media lists: `.npz` by `concept`, `.jsonl` by lines, `.json` by entries."""
+    if path.suffix == ".npz":
+        return len(_load_arrays(path, "the tool that prepares it")["concept"])
+    if path.suffix == ".jsonl":
+        return len(path.read_text("utf-8").splitlines())
+    return len(json.loads(path.read_text("utf-8")))
 
 
 def read_codes(path: Path, sha256: str | None = None) -> Mapping[str, np.ndarray]:
