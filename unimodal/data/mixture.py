@@ -94,14 +94,13 @@ class Mixture:
 
     def next(self) -> tuple[str, Rendered]:
         """(name of the set, its next document) for this rank."""
-        while True:
-            name = self._choose_set(self.step)
-            cursor = self.cursors[name]
-            index = (cursor.epoch * cursor.num_documents + cursor.next()) % len(self.sets[name])
-            mine = self.step % self.num_ranks == self.rank
-            self.step += 1
-            if mine:
-                return name, self.sets[name][index]
+        name, index = self._draw()
+        return name, self.sets[name][index]
+
+    def skip(self, draws: int) -> None:
+        """Goes on as after so many calls of `next`, and makes no document."""
+        for _ in range(draws):
+            self._draw()
 
     @property
     def next_draw(self) -> int:
@@ -135,6 +134,17 @@ class Mixture:
             cursor.load_state_dict(state["cursors"][name])
         self.step = int(state["step"])
 
+    def _draw(self) -> tuple[str, int]:
+        """(name of the set, number of its next document) for this rank."""
+        while True:
+            name = self._choose_set(self.step)
+            cursor = self.cursors[name]
+            index = (cursor.epoch * cursor.num_documents + cursor.next()) % len(self.sets[name])
+            mine = self.step % self.num_ranks == self.rank
+            self.step += 1
+            if mine:
+                return name, index
+
     def _choose_set(self, step: int) -> str:
         uniform = (mix64(self._key ^ mix64(step)) >> 11) / (1 << 53)
         for name, bound in zip(self.names, self._bounds, strict=True):
@@ -152,6 +162,9 @@ class Batches:
     counted in `num_too_long`, unless `fit` is given, which turns each document into the pieces to learn from. limit:
     what messages call the limit behind `longest`. pass_draws: draws of all ranks in one pass over the data; a window
     ends there.
+
+    Documents are drawn for `batches_per_window` batches at once and arranged among these. What is left over, and would
+    stand in one more that is nearly empty, is drawn again for the next window.
     """
 
     def __init__(
@@ -176,7 +189,8 @@ class Batches:
         self.mixture, self.length, self.tokens_per_batch, self.pad_id = mixture, length, tokens_per_batch, pad_id
         self.longest, self.limit = length if longest is None else min(length, longest), limit
         self.fit, self.pass_draws = fit or self._leave_out_long, pass_draws
-        self.arrangement, self.window_tokens = arrangement, tokens_per_batch * batches_per_window
+        self.arrangement, self.batches_per_window = arrangement, batches_per_window
+        self.window_tokens = tokens_per_batch * batches_per_window
         self.num_too_long = 0
         self._start: tuple[MixtureState, int] = (mixture.state_dict(), 0)  # at the beginning of the window
         self._window: list[PackedBatch] = []
@@ -224,7 +238,8 @@ class Batches:
         self.load_state_dict({**first, "mixture": mixture, "dealt": 0})
 
     def _list_settings(self) -> list[int | str]:
-        settings: list[int | str] = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
+        sizes: list[int | str] = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
+        settings = [*sizes, "full windows"]  # earlier runs had one batch more in each
         return settings if self.longest == self.length else [*settings, self.longest]
 
     def count_pass(self) -> int:
@@ -243,24 +258,39 @@ class Batches:
         return () if len(document) > self.longest else (document,)
 
     def _draw_window(self) -> list[PackedBatch]:
-        step, first = self.mixture.step, self.mixture.next_draw
-        documents: list[Rendered] = []
-        tokens = refused = 0
-        while tokens < self.window_tokens and not (documents and self._is_end_of_pass(first)):
-            _, document = self.mixture.next()
-            pieces = self.fit(document)
-            if not pieces:
-                refused += 1
-                if refused > 1000 and not documents:
-                    raise ValueError(
-                        f"1000 documents in a row have more than {self.longest} tokens ({self.limit}), so there is "
-                        "nothing to learn from; give shorter ones, or more tokens a row"
-                    )
-                continue
-            documents += pieces
-            tokens += sum(map(len, pieces))
-        self.num_too_long += refused
-        key = mix64(self.mixture.seed ^ mix64(step))
+        start, first = self.mixture.state_dict(), self.mixture.next_draw
+        draws: list[Sequence[Rendered]] = []  # the pieces of each
+        tokens = num_pieces = 0
+        while tokens < self.window_tokens and not (num_pieces and self._is_end_of_pass(first)):
+            draws.append(self.fit(self.mixture.next()[1]))
+            tokens += sum(map(len, draws[-1]))
+            num_pieces += len(draws[-1])
+            if len(draws) > 1000 and not num_pieces:
+                raise ValueError(
+                    f"1000 documents in a row have more than {self.longest} tokens ({self.limit}), so there is "
+                    "nothing to learn from; give shorter ones, or more tokens a row"
+                )
+        key = mix64(self.mixture.seed ^ mix64(start["step"]))
+        batches = self._arrange(draws, key)
+        if len(batches) > self.batches_per_window and not self._is_end_of_pass(first):
+            least = next(number for number, pieces in enumerate(draws, 1) if pieces)
+            fits, too_many = least, len(draws)  # so many draws
+            while too_many - fits > 1:
+                middle = (fits + too_many) // 2
+                if len(self._arrange(draws[:middle], key)) > self.batches_per_window:
+                    too_many = middle
+                else:
+                    fits = middle
+            draws = draws[:fits]
+            batches = self._arrange(draws, key)
+            self.mixture.load_state_dict(start)
+            self.mixture.skip(fits)
+        self.num_too_long += sum(not pieces for pieces in draws)
+        return batches
+
+    def _arrange(self, draws: Sequence[Sequence[Rendered]], key: int) -> list[PackedBatch]:
+        """The batches of drawn documents, in an order that the key gives."""
+        documents = [piece for pieces in draws for piece in pieces]
         if self.arrangement == "pack":
             rows = pack(documents, self.length, self.pad_id)
             rows = [rows[index] for index in shuffle_numbers(len(rows), key)]

@@ -22,6 +22,8 @@ import numpy as np
 from unimodal.sequence.templates.own import IGNORE, Rendered
 from unimodal.vocabulary.positions import NOTHING
 
+PADDING_PIECE = 64  # padding attends to padding: in pieces, or its cost would grow with its square
+
 
 @dataclass(frozen=True)
 class PackedRow:
@@ -30,7 +32,7 @@ class PackedRow:
     ids: np.ndarray  # int64 [N]
     labels: np.ndarray  # int64 [N], -100 where nothing is learnt
     modality: np.ndarray  # uint8 [N]
-    position_ids: np.ndarray  # int64 [N], 0 at the start of every document and of the padding
+    position_ids: np.ndarray  # int64 [N], 0 at the start of every document and of every piece of the padding
     segment_ids: np.ndarray  # int64 [N], 1, 2, … in order, 0 for padding
     further: np.ndarray  # int64 [N, G - 1], the codes behind the first of a summed position, -1 for none
     values: np.ndarray  # float32 [N, K], what the objective is told of each token; 0 for padding
@@ -145,5 +147,5 @@ def _make_row(contents: Sequence[tuple[int, Rendered]], length: int, pad_id: int
         positions[part] = np.arange(len(item.ids))
         segments[part] = segment
         at += len(item.ids)
-    positions[at:] = np.arange(length - at)
+    positions[at:] = np.arange(length - at) % PADDING_PIECE
     return PackedRow(ids, labels, modality, positions, segments, further, values, tuple(index for index, _ in apart))
