@@ -151,6 +151,19 @@ def test_batches_hold_the_documents_of_the_mixture(arrangement):
     assert np.mean(sizes) > 0.5 * source.tokens_per_batch
 
 
+@pytest.mark.parametrize("arrangement", ["pack", "pad"])
+@pytest.mark.parametrize("lengths", [(3, 20), (60, 200), (2, 512)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_batch_is_nearly_empty_and_no_document_is_lost(arrangement, lengths, seed):
+    """A batch of three documents would count as a step, and weigh as much as the full ones beside it."""
+    sets = {name: documents(name, 150 + ord(name), lengths) for name in "abc"}
+    made = Batches(Mixture(sets, seed=seed), 512, 1024, PAD, arrangement, batches_per_window=6)
+    found = [made.next_batch() for _ in range(60)]
+    assert min((batch.ids != PAD).sum() for batch in found) > 0.6 * 1024
+    firsts = [int(one) for batch in found for one in batch.ids[(batch.position_ids == 0) & (batch.ids != PAD)]]
+    assert sorted(firsts) == sorted(drawn(Mixture(sets, seed=seed), len(firsts)))
+
+
 def test_too_long_documents_are_left_out_and_counted():
     source = batches("pack", length=10)
     lengths = []

@@ -66,7 +66,9 @@ def _make_parser(description: str | None) -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace, config_class: type[ConfigT], run: Callable[[ConfigT], None]) -> None:
     from unimodal.training.distributed import leave
     from unimodal.training.loop import Interrupted
+    from unimodal.training.processor import keep_freed_memory
 
+    keep_freed_memory()
     status = 0
     try:
         load_plugins()

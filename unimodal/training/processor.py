@@ -1,13 +1,36 @@
-"""What the processor does slowly."""
+"""What the processor and its allocator do slowly."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import platform
 import sys
 
 import torch
 
 from unimodal.training.distributed import Parallel
+
+
+#: parameters of glibc's mallopt: what stays with the process when it is freed, what is asked for at once, and how many
+#: blocks are mapped on their own
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """Lets the memory of freed tensors stay with the process, for the next ones; -> whether the allocator does so.
+
+    glibc gives large blocks back as soon as they are free, and each step then waits for the same pages again: a tenth
+    to a third of a step's processor time. The peak of memory grows by up to a quarter. Nothing is done where
+    the environment tunes the allocator (`MALLOC_…`, `GLIBC_TUNABLES`) or where it is another one.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ) or sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 64 * 2**20))
+    return all([mallopt(name, value) == 1 for name, value in settings])
 
 
 def is_slow(precision: str, device: torch.device) -> bool:
