@@ -16,11 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config
 from unimodal.data import encoded_media, plain_text, sources
+from unimodal.data.encoded_tasks import open_tasks
 from unimodal.data.order import make_generator
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import collect_hashes
@@ -44,6 +45,9 @@ QUESTIONS = (
 )  # fmt: skip
 
 
+TEXT_SOURCES = ("definitions", "novels")
+
+
 class SmolData(Config):
     base: str = SMOLLM2
     media: Path = Path("model_cards/nano")
@@ -57,7 +61,7 @@ class SmolData(Config):
     answer_tokens: int = 48
     batch: int = 16
     threads: int = 0
-    documents: dict[str, int] = {  # drawn of each source
+    documents: dict[str, int] = {  # drawn of each source: the tasks of unimodal/data/encoded_tasks.py, and of text
         "image_to_name": 12000,
         "text_to_image": 8000,
         "text_to_styled_image": 4000,
@@ -70,26 +74,10 @@ class SmolData(Config):
     }
 
 
-def open_media_sources(cfg: SmolData) -> dict[str, sources.Source]:
-    """The sources of nano's tasks, with nano's wording."""
-    pictures = encoded_media.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
-    codes = np.load(cfg.data / "image_codes.npz")["codes"]
-    plain = encoded_media.load_pictures(cfg.data, codes, styles=("noto",))
-    styled = encoded_media.load_pictures(
-        cfg.data, codes, styles=tuple(sorted({*encoded_media.TRAINING_STYLES} - {"noto"}))
-    )
-    clips = encoded_media.load_clips(cfg.data, np.load(cfg.data / "clip_codes.npz")["codes"])
-    speech = encoded_media.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
-    listed: list[sources.Source] = [
-        sources.MediaToName(pictures),
-        sources.NameToMedia(plain, style_share=0.2),
-        sources.NameToMedia(styled, style_share=1.0, name="text_to_styled_image"),
-        sources.SpeechToText(speech),
-        sources.TextToSpeech(speech),
-        sources.MediaToName(clips),
-        sources.NameToMedia(clips),
-    ]
-    return {source.name: source for source in listed}
+def open_media_sources(cfg: SmolData, media: MediaCoder) -> dict[str, sources.Source]:
+    """The sources of nano's tasks, with nano's wording, of codes that the model's own tokenizers made."""
+    names = [name for name, count in cfg.documents.items() if count and name not in TEXT_SOURCES]
+    return open_tasks(cfg.data, names, media.sha256, max_audio_codes=cfg.max_speech_codes)
 
 
 def make_questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
@@ -176,9 +164,10 @@ def run(cfg: SmolData, dry_run: bool) -> None:
     media = open_media(cfg.media)
     assert media is not None
     template = make_template(TextTokenizer(base.tokenizer), base.num_rows, media)
-    listed = open_media_sources(cfg)
-    pictures = encoded_media.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
-    words = sources.name_codes(pictures, template.vocabulary)
+    listed, image = open_media_sources(cfg, media), media.get_tokenizer("image")
+    codes = encoded_media.read_codes(cfg.data / "image_codes.npz", image.sha256)["codes"]
+    pictures = encoded_media.load_pictures(cfg.data, codes)
+    words = sources.name_known(pictures, template.vocabulary, image.exemplar_blocks, image.code_names)
     if dry_run:
         for name, source in listed.items():
             print(f"{name}: {len(source)} items, e.g. {len(template.render(source.make_document(0)))} tokens")

@@ -133,11 +133,7 @@ def collect_row_words(
     vocabulary: Vocabulary, pictures: encoded_media.EncodedConcepts, tokenizer: MediaTokenizer, text: TextTokenizer
 ) -> dict[range, list[list[int]]]:
     """The text rows of the name of each code that stands for a known thing: a prototype, a look, a labelled thing."""
-    if tokenizer.exemplar_blocks:
-        named = sources.name_codes(pictures, vocabulary)
-    else:
-        labels = {concept.key: concept.label.lower() for concept in pictures.concepts}
-        named = {block: [labels.get(key, key) for key in keys] for block, keys in tokenizer.code_names.items() if keys}
+    named = sources.name_known(pictures, vocabulary, tokenizer.exemplar_blocks, tokenizer.code_names)
     return {
         vocabulary.get_block_range(block): [text.encode(f" {words}") for words in names]
         for block, names in named.items()

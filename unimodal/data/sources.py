@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -211,6 +211,22 @@ def name_codes(pictures: EncodedConcepts, vocabulary: Vocabulary) -> dict[str, l
     assert len(blocks) > 2, "nano's pictures have codes of their own behind those with names"
     names = [[concepts[number] for number in sorted(concepts)], looks]
     return {block: [words.lower() for words in named] for block, named in zip(blocks, names, strict=False)}
+
+
+def name_known(
+    pictures: EncodedConcepts,
+    vocabulary: Vocabulary,
+    exemplar_blocks: Sequence[str],
+    code_names: Mapping[str, Sequence[str]],
+) -> dict[str, list[str]]:
+    """`name_codes` of any picture tokenizer: of its exemplars, or of the labels of what its codes were trained to name.
+
+    code_names: block → the key of the concept of each of its codes.
+    """
+    if exemplar_blocks:
+        return name_codes(pictures, vocabulary)
+    labels = {concept.key: concept.label.lower() for concept in pictures.concepts}
+    return {block: [labels.get(key, key) for key in keys] for block, keys in code_names.items() if keys}
 
 
 def plan_draws(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,6 @@ import torch
 
 from unimodal.training.distributed import Parallel
 
-
 #: parameters of glibc's mallopt: what stays with the process when it is freed, what is asked for at once, and how many
 #: blocks are mapped on their own
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
