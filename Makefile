@@ -119,7 +119,6 @@ nano2-tokenizers: nano2-data
 
 nano2: $(VENV)/.dev
 	$(BIN)/python recipes/encode_media.py --set 'tokenizers={image: model_cards/nano2/image_tokenizer, video: model_cards/nano2/video_tokenizer, audio: model_cards/nano2/audio_tokenizer}'
-	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_speech.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_end.yaml
 
