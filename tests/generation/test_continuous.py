@@ -227,10 +227,10 @@ def test_memory_settles_and_places_are_used_again(model, vocabulary, ask):
     ]
     drive(batch, [[r] for r in requests])
     slots = batch.run.slots
-    shape = slots.cache.shape
-    assert len(slots.slot_of) == len(slots.lengths) == 0 and not batch.run.waiting
+    num_bytes = slots.cached.num_bytes
+    assert not slots.streams and not slots.cached.num_bytes_used and not batch.run.waiting
     drive(batch, [[r] for r in requests])
-    assert slots.cache.shape == shape and shape[2] <= 32
+    assert slots.cached.num_bytes == num_bytes <= 32 * slots.cached.weigh([1])
 
 
 def test_half_precision_streams(make_model, vocabulary, ask):

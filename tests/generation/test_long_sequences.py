@@ -46,9 +46,13 @@ def test_a_padded_prompt_read_in_pieces_is_the_prompt(model, kind, monkeypatch):
     expected = [whole.prefill(prompts, 0, 40)]
     monkeypatch.setattr(lean_decoder, "_PIECE", 4)
     calls = []
-    monkeypatch.setattr(pieces, "step", lambda ids, **more: (calls.append(ids.shape[1]), kind.step(pieces, ids))[1])
+    run = pieces._run
+    monkeypatch.setattr(
+        pieces, "_run", lambda streams, ids, *more: (calls.append(ids.shape), run(streams, ids, *more))[1]
+    )
     found = [pieces.prefill(prompts, 0, 40)]
-    assert calls == [4, 4, 4, 4, 4, 2]
+    assert calls == [(3, 4), (2, 4), (2, 4), (2, 4), (1, 4), (1, 2)]  # who is at an end is read no further
+    monkeypatch.undo()
     token = torch.tensor([[5], [6], [7]])
     expected.append(whole.step(token))
     found.append(pieces.step(token))

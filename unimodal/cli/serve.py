@@ -10,8 +10,8 @@ import typer
 from unimodal.cli.progress import Reporter
 from unimodal.cli.shared import Cache, Compress, Model, Weights, check_compress, check_ways, load_model
 
-#: settings that are lists → the option that is given once for each
-SINGULAR = {"aliases": "alias", "allow_hosts": "allow-host", "allow_origins": "allow-origin"}
+#: settings → their options, where these are called otherwise: those of lists are given once for each
+SINGULAR = {"aliases": "alias", "allow_hosts": "allow-host", "allow_origins": "allow-origin", "cache_mb": "cache"}
 
 
 def serve(
@@ -33,6 +33,10 @@ def serve(
         typer.Option("--allow-origin", metavar="URL", help="Pages of another server that may use it; * is any."),
     ] = None,
     max_batch: Annotated[int, typer.Option(metavar="N", help="Requests that are answered at once.")] = 32,
+    cache_mb: Annotated[
+        float | None,
+        typer.Option("--cache", metavar="MIB", help="For keys and values of all requests; else half of what is free."),
+    ] = None,
     queue_limit: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 64,
     timeout_s: Annotated[float, typer.Option(metavar="S", help="The longest that one request may take.")] = 120.0,
     head_timeout_s: Annotated[float, typer.Option(metavar="S", help="For the head of a request to arrive.")] = 10.0,
@@ -65,6 +69,7 @@ def serve(
             allow_hosts=tuple(allow_host or ()),
             allow_origins=tuple(allow_origin or ()),
             max_batch=max_batch,
+            cache_mb=cache_mb,
             queue_limit=queue_limit,
             timeout_s=timeout_s,
             head_timeout_s=head_timeout_s,

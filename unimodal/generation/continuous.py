@@ -66,11 +66,7 @@ class JoinableRun(PlainRun):
     def join(self, batch: PreparedBatch, prefixes: Sequence[CachedPrefix | None] = ()) -> None:
         """Read the prompts of further rows and append these to the others. prefixes: what is read of them already."""
         self.read_waiting()
-        row_of = [*range(len(batch.configs)), *batch.guided]
-        capacities = [
-            len(ids) + batch.configs[row].max_new_tokens for ids, row in zip(batch.prompts, row_of, strict=True)
-        ]
-        hidden = self.slots.join(batch.prompts, self.parts.pad_id, capacities, prefixes)  # [S, D]
+        hidden = self.slots.join(batch.prompts, self.parts.pad_id, batch.capacities, prefixes)  # [S, D]
         self.hidden = torch.cat([self.hidden, hidden]) if self.configs else hidden
         self.streams.add_rows(len(batch.configs), batch.guided)
         self.grammar.grammars += batch.grammar.grammars
@@ -196,9 +192,9 @@ class ContinuousBatch:
     def _begin(self) -> None:
         self.stats = GenerationStats()  # what was computed since the batch was made or cleared
         parts = self.engine.parts
-        self.reader = PromptReader(parts.decoder, parts.pad_id, parts.device)
         self._read_ahead: tuple[GenerationRequest, PreparedBatch] | None = None
         self._plain = self._open_lane(parts, ())
+        self.reader = PromptReader(parts.decoder, self._plain.run.slots, parts.pad_id, parts.device)
         self._lanes = [self._plain]
 
     def _open_lane(self, parts: EngineParts, methods: tuple[Method, ...]) -> _Lane:
@@ -222,6 +218,22 @@ class ContinuousBatch:
     @property
     def num_streams(self) -> int:
         return sum(len(lane.run.streams) for lane in self._lanes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values that the rows take, those of their answers to come included."""
+        return sum(lane.run.slots.num_bytes_used for lane in self._lanes)
+
+    def count_needed(self, request: GenerationRequest) -> int:
+        """The bytes by which a request would raise `num_bytes`: what it shares with rows that are here is not new.
+
+        Raises ValueError as `admit` does.
+        """
+        batch = self._prepare([request])
+        for lane in self._lanes:
+            if lane.takes(request.methods):
+                return lane.run.slots.count_needed(batch.prompts, batch.capacities)
+        return self.engine.count_cache_bytes(batch, bool(request.methods))
 
     def check(self, request: GenerationRequest) -> None:
         """Raises ValueError for a request that `admit` would refuse. Another thread may call this."""

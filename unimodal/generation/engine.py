@@ -23,6 +23,7 @@ import torch
 
 from unimodal.compression import Method
 from unimodal.generation.decoders.base_table import find_lean_problem
+from unimodal.generation.decoders.cache_size import count_bytes
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.decoders.compressed_slots import CompressedSlots
 from unimodal.generation.decoders.flush_streams import stack_positions
@@ -250,6 +251,14 @@ class Engine:
         if not all(streams):
             raise ValueError("a prompt is empty; it holds at least <|bos|>")
         return PreparedBatch(streams, list(configs), grammar, guided, [codes for _, codes in folded])
+
+    def count_cache_bytes(self, batch: PreparedBatch, compressed: bool = False) -> int:
+        """The bytes of keys and values that these requests may take at most. Another thread may call this.
+
+        compressed: as of `prepare`; what methods of compression leave out is not known before a prompt is read.
+        """
+        sizes = (self._reference if compressed else self._own_parts.decoder).measure_layers()
+        return sum(count_bytes(sizes, capacity) for capacity in batch.capacities)
 
     def refresh_head(self) -> None:
         """Forget copies of the head's rows when its weights have changed."""

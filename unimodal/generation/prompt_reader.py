@@ -1,7 +1,8 @@
 """Prompts that are read a slice at a time, so that the rows which are being written do not wait for a long one.
 
-A long prompt is read by a decoder of its own between the steps of the others (Sarathi, arXiv 2308.16369, calls it
-chunked prefill; there both are one forward). What was read is a prefix by which its row joins.
+A long prompt is read between the steps of the others (Sarathi, arXiv 2308.16369, calls it chunked prefill; there both
+are one forward). `LeanSlots` hold what was read where its row goes on; another decoder is given it as a prefix, which a
+twin of it has read.
 
 Shapes: N tokens of a prompt.
 """
@@ -13,18 +14,18 @@ from collections.abc import Sequence
 import torch
 
 from unimodal.generation.decoders.flush_streams import stack_positions
-from unimodal.generation.decoders.slot_decoders import make_twin
-from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, StepDecoder
+from unimodal.generation.decoders.slot_decoders import LeanSlots, make_twin
+from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, SlotDecoder, StepDecoder
 from unimodal.vocabulary.positions import Position
 
 
 class PromptReader:
-    """decoder: of whose weights. num_read: tokens that were read in all."""
+    """decoder: of whose weights. slots: what the rows will join. num_read: tokens that were read in all."""
 
-    def __init__(self, decoder: StepDecoder, pad_id: int, device: torch.device) -> None:
-        self.decoder, self.pad_id, self.device = decoder, pad_id, device
+    def __init__(self, decoder: StepDecoder, slots: SlotDecoder, pad_id: int, device: torch.device) -> None:
+        self.decoder, self.slots, self.pad_id, self.device = decoder, slots, pad_id, device
         self.num_read = 0
-        self._held: dict[tuple[Position, ...], CachedPrefix] = {}
+        self._held: dict[tuple[Position, ...], CachedPrefix | None] = {}
         self._open: tuple[tuple[Position, ...], StepDecoder, int] | None = None  # a prompt, its reader, tokens read
 
     def read(self, prompts: Prompts, most: int) -> bool:
@@ -42,6 +43,15 @@ class PromptReader:
 
     def _read_slice(self, prompt: tuple[Position, ...], num: int, most: int) -> int:
         """Read the next tokens of a prompt; once no more than ``most`` are left it is held. Returns how many."""
+        if isinstance(self.slots, LeanSlots):
+            begin = self.slots.count_begun(prompt)
+            end = min(begin + num, len(prompt) - 1)
+            if len(prompt) - begin > most:
+                self.slots.read_ahead(prompt, self.pad_id, end)
+                self.num_read += end - begin
+            if len(prompt) - end <= most:
+                self._held[prompt] = None
+            return end - begin
         if self._open is None or self._open[0] != prompt:
             self._open = (prompt, make_twin(self.decoder), 0)
         _, reader, begin = self._open
@@ -64,5 +74,7 @@ class PromptReader:
 
     def forget(self) -> None:
         """Drop what was read."""
+        if isinstance(self.slots, LeanSlots):
+            self.slots.forget_begun()
         self._held.clear()
         self._open = None

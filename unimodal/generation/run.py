@@ -34,6 +34,12 @@ class PreparedBatch:
     guided: list[int]
     begun: list[list[int]]
 
+    @property
+    def capacities(self) -> list[int]:
+        """The most tokens of each stream, its answer included."""
+        row_of = [*range(len(self.configs)), *self.guided]
+        return [len(ids) + self.configs[row].max_new_tokens for ids, row in zip(self.prompts, row_of, strict=True)]
+
 
 class DecodingRun(ABC):
     """A decoding loop: call `start`, then `advance` until every grammar is finished, then `store_caches`.

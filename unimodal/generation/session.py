@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unimodal.generation.decoders.shared_prompts import count_common
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, StepDecoder, StreamCache
 from unimodal.vocabulary.positions import Position
 
@@ -51,7 +52,7 @@ class GenerationSession:
             best: CachedPrefix | None = None
             for entry in self._entries:
                 shared = count_common(entry.ids, prompt[: len(prompt) - 1])
-                if shared > (0 if best is None else best.num_tokens):
+                if shared >= entry.cache.least and shared > (0 if best is None else best.num_tokens):
                     best = CachedPrefix(entry.cache, shared)
             found.append(best)
         return found
@@ -60,11 +61,3 @@ class GenerationSession:
         """Keep the cache of ``ids`` [N]; drop entries that are a beginning of it, and the oldest beyond ``size``."""
         kept = [entry for entry in self._entries if count_common(entry.ids, ids) < len(entry.ids)]
         self._entries = [_Entry(tuple(ids), cache), *kept][: self.size]
-
-
-def count_common(a: Sequence[Position], b: Sequence[Position]) -> int:
-    """The length of the longest common beginning of two sequences."""
-    for index, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return index
-    return min(len(a), len(b))

@@ -33,11 +33,12 @@ from unimodal.pipeline.rows import make_row
 from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document
 from unimodal.serve.answer import AnswerReader
+from unimodal.serve.cache_budget import MIB, CacheBudget, find_default_budget
 from unimodal.serve.media_input import MediaInput, make_limits
 from unimodal.serve.metrics import Metrics
 from unimodal.serve.protocol import DONE, ApiError, encode_event
 from unimodal.serve.settings import ServeConfig
-from unimodal.serve.tickets import CLIENT, ShuttingDown
+from unimodal.serve.tickets import CLIENT, MemoryShort, ShuttingDown
 from unimodal.serve.worker import Worker
 
 log = logging.getLogger("unimodal.serve")
@@ -59,7 +60,9 @@ class Service:
         self.name = model.folder.name
         self.methods = check_methods(model, load_methods(config.compress))
         self.metrics = Metrics()
-        self.worker = Worker(model, config.max_batch, self.metrics.count_turn, self.metrics.work.observe)
+        most = find_default_budget(model.engine.device) if config.cache_mb is None else int(config.cache_mb * MIB)
+        self.budget = CacheBudget(model.engine, most)
+        self.worker = Worker(model, config.max_batch, most, self.metrics.count_turn, self.metrics.work.observe)
         self.pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="unimodal-media")
         self.media = MediaInput(model, self.worker, config, self.pool)
         self.num_inside = 0
@@ -123,7 +126,9 @@ class Service:
 
         def make_request() -> GenerationRequest:
             request = make_row(self.model, document, settings, reader, reader.note_compression)
-            self.model.engine.prepare([request.prompt], [request.config], bool(request.methods))
+            compressed = bool(request.methods)
+            prepared = self.model.engine.prepare([request.prompt], [request.config], compressed)
+            self.budget.check(prepared, compressed)
             return request
 
         return await self.run(make_request)
@@ -135,6 +140,8 @@ class Service:
             ids = await asyncio.wrap_future(ticket.future)
         except asyncio.CancelledError:
             self.worker.cancel(ticket)
+            raise
+        except UnfitRequestError:  # a row of an answer that takes several
             raise
         except ValueError as error:  # it was checked: this is no mistake of the client's
             raise RuntimeError("the batch refused a request that had been checked") from error
@@ -332,6 +339,8 @@ def to_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, HTTPException):  # Starlette's own, of a form that cannot be read
         return ApiError(error.status_code, str(error.detail), "invalid_value")
+    if isinstance(error, MemoryShort):
+        return ApiError(503, str(error), "out_of_memory", None, {"Retry-After": "5"})
     if isinstance(error, ShuttingDown):
         return ApiError(503, str(error), "unavailable", None, {"Retry-After": "5"})
     if isinstance(error, ClientDisconnect):

@@ -21,6 +21,8 @@ class ServeConfig(Config):
     allow_origins: pages of other servers that may use it: https://chat.example.org; "*" is any.
     aliases: other names that requests may call the model by.
     max_batch: rows that the decoder answers at once.
+    cache_mb: memory for the keys and values of all rows, in MiB; a request waits until what it may need fits, and one
+        that never fits is refused. None: half of the memory that is free when the server begins.
     queue_limit: requests that may wait for a row; more are answered with 429.
     timeout_s: the longest that a whole request may take.
     max_body_mb: the largest body of a request, media in base64 included, in MiB.
@@ -45,6 +47,7 @@ class ServeConfig(Config):
     allow_origins: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     max_batch: int = Field(default=32, ge=1)
+    cache_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     queue_limit: int = Field(default=64, ge=0)
     timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     max_body_mb: float = Field(default=32.0, gt=0, allow_inf_nan=False)

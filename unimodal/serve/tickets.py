@@ -26,6 +26,10 @@ class ShuttingDown(RuntimeError):
         super().__init__("the server is shutting down; try again later")
 
 
+class MemoryShort(RuntimeError):
+    """There was no memory to go on with; the message says what helps."""
+
+
 class Accounts:
     """The tokens that each client was given, prompts and answers: who was given the fewest is next (the virtual token
     counter of Sheng et al., OSDI 2024). A client that comes back has no more to its credit than those who waited. The
@@ -60,7 +64,8 @@ class Ticket:
     """A request on its way: `future` gives the answer's ids.
 
     key: of its row in the batch, once it has one. owner: the answer that this row is a draft of. client: who asked.
-    num_charged: tokens of the answer that the client's account has.
+    num_charged: tokens of the answer that the client's account has. num_bytes: of keys and values that it may need,
+    once known. num_passed: how many who came later went before it, since there was no memory for it.
     """
 
     request: GenerationRequest
@@ -70,6 +75,8 @@ class Ticket:
     key: int | None = None
     cancelled: bool = False
     num_charged: int = 0
+    num_bytes: int | None = None
+    num_passed: int = 0
 
     def charge(self, accounts: Accounts, num_written: int) -> None:
         """Charge the client for what is written of its answer."""

@@ -10,9 +10,13 @@ lock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from unimodal.serve.cache_budget import MOST_PASSING
 from unimodal.serve.tickets import Accounts, Composing, Ticket
+
+MOST_PROMPT_TOKENS = 4096  # read in one turn, padding included; a larger request joins alone
+MOST_PROMPT_TOKENS_BESIDE_ROWS = 512
 
 
 class WaitingRows:
@@ -27,15 +31,28 @@ class WaitingRows:
     def __len__(self) -> int:
         return len(self.requests) + len(self.drafts)
 
-    def find_next(self, num_requests: int, num_drafts: int) -> Ticket | None:
-        """Who has the next row beside so many of both kinds; None where nobody waits or there is no room."""
+    def find_next(
+        self, num_requests: int, num_drafts: int, fits: Callable[[Ticket], bool] = lambda _: True
+    ) -> Ticket | None:
+        """Who has the next row beside so many of both kinds; None where nobody waits or there is no room.
+
+        fits: whether there is memory for a ticket.
+        """
         room = num_requests + num_drafts < self.max_batch
         may_draft = bool(self.drafts) and num_drafts < self.most_drafts
         if not room or not (self.requests or may_draft):
             return None
         draft = num_drafts < num_requests or (num_drafts == num_requests and not self._draft_was_last)
         draft = may_draft and (draft or not self.requests)
-        return self.accounts.choose(self.drafts if draft else self.requests)
+        queue = self.drafts if draft else self.requests
+        first = self.accounts.choose(queue)
+        if fits(first):
+            return first
+        others = [ticket for ticket in queue if ticket is not first and fits(ticket)]
+        if not others or first.num_passed >= MOST_PASSING:
+            return None
+        first.num_passed += 1
+        return self.accounts.choose(others)
 
     def take(self, ticket: Ticket) -> None:
         """Take out the ticket that `find_next` gave."""
@@ -59,3 +76,24 @@ class WaitingRows:
         self.requests.clear()
         self.drafts.clear()
         return tickets
+
+
+class Newcomers:
+    """Who joins in this turn. Drafts of one prompt read it once."""
+
+    def __init__(self, ready: Sequence[Ticket], beside_rows: bool) -> None:
+        self.tickets = [*ready]
+        self.prompts = {tuple(ticket.request.prompt): ticket.request.length for ticket in ready}
+        self._most = MOST_PROMPT_TOKENS_BESIDE_ROWS if beside_rows else MOST_PROMPT_TOKENS
+
+    def knows(self, ticket: Ticket) -> bool:
+        return tuple(ticket.request.prompt) in self.prompts
+
+    def add(self, ticket: Ticket) -> bool:
+        """Let one more join, unless that is too much to read in a turn; whether it joins."""
+        grown = self.prompts | {tuple(ticket.request.prompt): ticket.request.length}
+        if self.tickets and max(grown.values()) * len(grown) > self._most:
+            return False
+        self.tickets.append(ticket)
+        self.prompts = grown
+        return True

@@ -29,22 +29,22 @@ from torch import Tensor
 from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.request import FinishedRequest, GenerationRequest
 from unimodal.pipeline import Unimodal
+from unimodal.serve.cache_budget import CacheBudget, explain_shortage
 from unimodal.serve.coding import CODED_AT_ONCE, CODED_BESIDE_ROWS, CodingQueue
 from unimodal.serve.long_prompts import LongPrompts
 from unimodal.serve.tickets import Composing, ShuttingDown, Ticket, fail, settle, settle_with
-from unimodal.serve.waiting import WaitingRows
+from unimodal.serve.waiting import Newcomers, WaitingRows
 
 log = logging.getLogger("unimodal.serve")
 
-MOST_PROMPT_TOKENS = 4096  # read in one turn, padding included; a larger request joins alone
-MOST_PROMPT_TOKENS_BESIDE_ROWS = 512
 WORK_SECONDS = 0.05  # of the pieces of one turn, where no row waits for them
 
 Result = TypeVar("Result")
 
 
 class Worker:
-    """`start` it, and `stop` it. All other methods may be called from any thread.
+    """`start` it, and `stop` it. All other methods may be called from any thread. cache_bytes: of the keys and values
+    of all rows (`cache_budget.py`).
 
     on_turn is told of every step: its seconds, the rows in it, the requests that wait for a row; on_work of the seconds
     of the pieces of work before it.
@@ -54,10 +54,12 @@ class Worker:
         self,
         model: Unimodal,
         max_batch: int,
+        cache_bytes: int | None = None,
         on_turn: Callable[[float, int, int], None] = lambda *_: None,
         on_work: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.model, self.max_batch, self.on_turn, self.on_work = model, max_batch, on_turn, on_work
+        self._budget = CacheBudget(model.engine, cache_bytes)
         self.most_composing = max(1, max_batch // 4)  # answers of several rows at a time; each holds memory
         self._changed = threading.Condition()
         self._waiting = WaitingRows(max_batch)
@@ -108,9 +110,7 @@ class Worker:
 
     def submit(self, request: GenerationRequest, client: str = "") -> Ticket:
         """Answer a request, as a row of the batch or as several. client: who asks; where requests wait, the client that
-        was given the fewest tokens is next.
-
-        Raises ShuttingDown, as all of these do, once the worker is stopped.
+        was given the fewest tokens is next. Raises ShuttingDown, as all of these do, once the worker stops.
         """
         ticket = Ticket(request, client=client)
         with self._open_queues():
@@ -293,27 +293,29 @@ class Worker:
     # ---- rows
 
     def _admit(self, batch: ContinuousBatch) -> None:
-        """Let as many of those who wait join as there are rows for. Drafts of one prompt read it once. A long prompt is
-        read in slices, one a turn, and who waits behind it goes on."""
-        newcomers = [*self._read_slice(batch)]
-        prompts = {tuple(ticket.request.prompt): ticket.request.length for ticket in newcomers}
-        most = MOST_PROMPT_TOKENS_BESIDE_ROWS if len(batch) else MOST_PROMPT_TOKENS
-        seated = [*self._rows.values(), *newcomers, *self._long.tickets]
+        """Let as many of those who wait join as there are rows and memory for. A long prompt is read in slices, one a
+        turn, and who waits behind it goes on."""
+        coming = Newcomers(self._read_slice(batch), bool(len(batch)))
+        seated = [*self._rows.values(), *coming.tickets, *self._long.tickets]
         num_drafts = sum(ticket.owner is not None for ticket in seated)
-        counts = [len(seated) - num_drafts, num_drafts]
+        counts, unfit = [len(seated) - num_drafts, num_drafts], []
+        self._budget.begin_turn(batch, [*coming.tickets, *self._long.tickets])
         with self._changed:
-            while (ticket := self._waiting.find_next(*counts)) is not None:
-                prompt = tuple(ticket.request.prompt)
-                if self._long.is_long(ticket) and prompt not in prompts:
-                    self._long.tickets.append(ticket)
+            while (ticket := self._waiting.find_next(*counts, self._budget.fits)) is not None:
+                try:
+                    self._budget.take(ticket)
+                except ValueError as error:
+                    unfit.append((ticket, error))
                 else:
-                    grown = prompts | {prompt: ticket.request.length}
-                    if newcomers and max(grown.values()) * len(grown) > most:
+                    if self._long.is_long(ticket) and not coming.knows(ticket):
+                        self._long.tickets.append(ticket)
+                    elif not coming.add(ticket):
                         break
-                    newcomers.append(ticket)
-                    prompts = grown
+                    counts[ticket.owner is not None] += 1
                 self._waiting.take(ticket)
-                counts[ticket.owner is not None] += 1
+        for ticket, error in unfit:
+            self._fail_ticket(batch, ticket, error)
+        newcomers = [ticket for ticket in coming.tickets if ticket.owner is None or ticket.owner in self._composing]
         if not newcomers:
             return
         try:
@@ -365,6 +367,7 @@ class Worker:
 
     def _fail_ticket(self, batch: ContinuousBatch, ticket: Ticket, error: Exception) -> None:
         """Fail a request, or with a draft the answer that it belongs to."""
+        error = explain_shortage(error, self._budget.most)
         if ticket.owner is None:
             fail(ticket.future, error)
         elif ticket.owner in self._composing:

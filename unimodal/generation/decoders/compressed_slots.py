@@ -20,8 +20,9 @@ from torch import Tensor
 from unimodal.compression import KeptTokens, Method, open_methods
 from unimodal.compression.running.joining import can_join, join_rows, trim_padding
 from unimodal.compression.running.slots import SlotLayer
+from unimodal.generation.decoders.cache_size import count_bytes
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
-from unimodal.generation.decoders.slot_decoders import find_unique
+from unimodal.generation.decoders.shared_prompts import find_unique
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts
 from unimodal.vocabulary import Vocabulary
 
@@ -40,6 +41,7 @@ class CompressedSlots(ReferenceDecoder):
         self.methods = tuple(methods)
         self.joined: list[KeptTokens] = []
         self.num_streams = 0
+        self._capacities: list[int] = []
         self._context, self._stack = copy_context(), ExitStack()
         opened = self._context.run(self._stack.enter_context, open_methods(methods, model, vocabulary))
         self._session = opened[0]
@@ -56,6 +58,14 @@ class CompressedSlots(ReferenceDecoder):
     @property
     def _layers(self) -> list[SlotLayer]:
         return self.cache.layers
+
+    @property
+    def num_bytes_used(self) -> int:
+        return sum(count_bytes(self.measure_layers(), capacity) for capacity in self._capacities)
+
+    def count_needed(self, prompts: Prompts, capacities: Sequence[int]) -> int:
+        """As if nothing were left out: how much it is, is known when the prompt is read."""
+        return sum(count_bytes(self.measure_layers(), capacity) for capacity in capacities)
 
     def join(
         self,
@@ -81,6 +91,7 @@ class CompressedSlots(ReferenceDecoder):
             self.places = self.pads.new_zeros(len(self.pads), 0)  # of tokens that a mask of this decoder would see
             self.length = length
         self.num_streams += len(prompts)
+        self._capacities += capacities
         return hidden[numbers]
 
     def step(
@@ -90,6 +101,7 @@ class CompressedSlots(ReferenceDecoder):
 
     def keep(self, streams: Sequence[int]) -> None:
         self.num_streams = len(streams)
+        self._capacities = [self._capacities[stream] for stream in streams]
         if streams:
             super().keep(streams)
             trim_padding(self._layers)

@@ -2,9 +2,9 @@
 
 A long sequence costs what its keys and values weigh. ``bfloat16`` halves them; ``int8`` quarters them, with a float16
 scale for each head and token, so that no token's rounding depends on another. Both lose a little;
-`tools/measure_narrow.py` measures how much.
+`tools/measure_narrow.py` measures how much. Which slots are whose is in `paged_cache.py`.
 
-Shapes: L layers, S streams, K key/value heads, C capacity, D head width, P new tokens.
+Shapes: L layers, K key/value heads, T slots, D head width, S streams, P new tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unimodal.generation.kinds import CACHES
 class KeyValueCache:
     """An unfilled cache of zeros.
 
-    data: [L, 2, S, K, C, D]. scales: float16 [L, 2, S, K, C, 1] with int8, else None. dtype: what is read and written.
+    data: [L, 2, K, T, D]. scales: float16 [L, 2, K, T, 1] with int8, else None. dtype: what is read and written.
     """
 
     data: Tensor
@@ -42,31 +42,57 @@ class KeyValueCache:
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The tensors whose first five dimensions are L, 2, S, K, C."""
+        """The tensors whose first four dimensions are L, 2, K, T."""
         return (self.data,) if self.scales is None else (self.data, self.scales)
 
     @property
     def num_bytes(self) -> int:
         return sum(part.numel() * part.element_size() for part in self.parts)
 
-    def resize(self, num_streams: int, capacity: int) -> KeyValueCache:
-        """An unfilled cache of the same kind."""
-        shape = (*self.shape[:2], num_streams, self.shape[3], capacity, self.shape[5])
-        return KeyValueCache(shape, self.kind, self.dtype, self.data.device)
+    def resize(self, num_slots: int) -> KeyValueCache:
+        """A cache of the same kind with so many slots; those that both have are copied."""
+        shape = (*self.shape[:3], num_slots, self.shape[4])
+        new = KeyValueCache(shape, self.kind, self.dtype, self.data.device)
+        both = min(num_slots, self.shape[3])
+        for part, held in zip(new.parts, self.parts, strict=True):
+            part[:, :, :, :both] = held[:, :, :, :both]
+        return new
 
-    def write(self, number: int, where: tuple[object, ...], keys: Tensor, values: Tensor) -> None:
-        """Put keys and values of layer ``number`` at an index over [S, K, C]."""
+    def write(self, number: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [S, K, P, D] of layer ``number`` at slots int64 [S, P]."""
+        where = slots.flatten()
         for which, new in enumerate((keys, values)):
+            flat = new.transpose(0, 1).flatten(1, 2)  # [K, S * P, D]
             if self.scales is None:
-                self.data[number, which][where] = new.to(self.data.dtype)
+                self.data[number, which].index_copy_(1, where, flat.to(self.data.dtype))
             else:
-                self.data[number, which][where], self.scales[number, which][where] = narrow(new)
+                whole, scales = narrow(flat)
+                self.data[number, which].index_copy_(1, where, whole)
+                self.scales[number, which].index_copy_(1, where, scales)
 
-    def read(self, number: int, where: tuple[object, ...]) -> tuple[Tensor, Tensor]:
-        """Keys and values of layer ``number`` at an index over [S, K, C], in the precision of the step."""
-        held = [self.data[number, which][where] for which in (0, 1)]
-        if self.scales is not None:
-            scales = [self.scales[number, which][where] for which in (0, 1)]
+    def read_run(self, number: int, begin: int, num_streams: int, stride: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [S, K, end, D] of streams whose slots lie one behind the other, ``stride`` for each."""
+        area = slice(begin, begin + num_streams * stride)
+
+        def take(part: Tensor) -> tuple[Tensor, Tensor]:
+            held = part[number, :, :, area].unflatten(2, (num_streams, stride))[:, :, :, :end].transpose(1, 2)
+            return held[0], held[1]
+
+        return self._widen(take(self.data), None if self.scales is None else take(self.scales))
+
+    def read_blocks(self, number: int, blocks: Tensor, size: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [S, K, end, D] of streams whose slots are these blocks of ``size``, int64 [S, blocks]."""
+
+        def take(part: Tensor) -> tuple[Tensor, Tensor]:
+            held = part[number].unflatten(2, (-1, size)).index_select(2, blocks.flatten())
+            held = held.unflatten(2, blocks.shape).flatten(3, 4)[:, :, :, :end].transpose(1, 2)
+            return held[0], held[1]
+
+        return self._widen(take(self.data), None if self.scales is None else take(self.scales))
+
+    def _widen(self, held: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Both in the precision of the step."""
+        if scales is not None:
             return widen(held[0], scales[0], self.dtype), widen(held[1], scales[1], self.dtype)
         return held[0].to(self.dtype), held[1].to(self.dtype)
 

@@ -11,9 +11,9 @@ rotated part of it, E width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,17 +58,24 @@ RotaryTables = Sequence[RotaryTable]
 class LeanLayers:
     """The decoder layers of a stock base with their embedding and last norm. Raises ValueError for another model.
 
-    kv: the kind of its caches, of `CACHES`.
+    kv: the kind of its caches, of `CACHES`. rings: whether layers with windows have a cache of their own, which holds
+    no more than these see.
     """
 
-    def __init__(self, model: PreTrainedModel, kv: str = "model") -> None:
+    def __init__(self, model: PreTrainedModel, kv: str = "model", rings: bool = True) -> None:
         self.base = read_base(model)
         self.table: nn.Module = model.get_input_embeddings()
         self.backbone: nn.Module = model.get_decoder()
         self.num_heads, self.num_kv_heads = self.base.num_heads, self.base.num_kv_heads
         self.width = self.base.head_width
         self.kv = kv
-        self.make_cache(0, 0)  # refuses an unknown kind
+        self.windows = [layer.window if rings else None for layer in self.base.layers]
+        #: for each layer its cache (of those that see all, or of those with windows), and its number in it
+        self.homes: list[tuple[int, int]] = []
+        kinds = [window is not None for window in self.windows]
+        for number, near in enumerate(kinds):
+            self.homes.append((int(near and not all(kinds)), kinds[:number].count(near)))
+        KeyValueCache((0, 2, 0, 0, 0), kv, torch.float32, torch.device("cpu"))  # refuses an unknown kind
 
     @property
     def device(self) -> torch.device:
@@ -88,9 +95,18 @@ class LeanLayers:
         """Take over weights that have changed since the last call; return whether copies were made again."""
         return False
 
-    def make_cache(self, num_streams: int, capacity: int) -> KeyValueCache:
-        """A cache for keys and values of L layers, [L, 2, S, K, C, D]."""
-        shape = (len(self.base.layers), 2, num_streams, self.num_kv_heads, capacity, self.width)
+    def list_caches(self) -> list[tuple[Callable[[int], KeyValueCache], int | None]]:
+        """For each of the caches of ``homes`` what makes one [L, 2, K, T, D] of T slots, and its longest window."""
+        wide, near = self.windows.count(None), [window for window in self.windows if window is not None]
+        found: list[tuple[Callable[[int], KeyValueCache], int | None]] = []
+        if wide or not near:
+            found.append((partial(self._make_cache, wide), None))
+        if near:
+            found.append((partial(self._make_cache, len(near)), max(near)))
+        return found
+
+    def _make_cache(self, num_layers: int, num_slots: int) -> KeyValueCache:
+        shape = (num_layers, 2, self.num_kv_heads, num_slots, self.width)
         return KeyValueCache(shape, self.kv, self.dtype, self.device)
 
     def make_rotary(self, num_positions: int) -> RotaryTables:
@@ -164,7 +180,7 @@ class LeanLayers:
         q, k = queries_keys[:, : self.num_heads], queries_keys[:, self.num_heads :]
         v = v.view(num_streams, num_new, self.num_kv_heads, self.width).transpose(1, 2)
         keys, values = view.write(number, k, v)
-        out = attend(q.to(keys.dtype), keys, values, view.make_bias(layer.window), layer.scaling, layer.cap)
+        out = attend(q.to(keys.dtype), keys, values, view.make_bias(number, layer.window), layer.scaling, layer.cap)
         return out.to(h.dtype)
 
 

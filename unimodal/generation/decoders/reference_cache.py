@@ -1,9 +1,9 @@
 """The cache of the reference decoder: a stock DynamicCache whose layers write into memory that is allocated once.
 
 A stock layer joins old and new keys into a new tensor at every step. That copies the whole cache for each token, which
-late in a long sequence costs more than everything else. Layers with a sliding window keep all tokens too, and the mask
-applies the window: so streams of unequal lengths stand side by side, and a cache can be cut, reused for a later prompt
-and joined by new streams. `keys` and `values` may be replaced, as cutting and selecting streams do; the next step
+late in a long sequence costs more than everything else. Layers with a sliding window hold what the mask of the next
+tokens lets them see, and some more, so that they are moved once in many steps; a stock layer drops all else at once and
+could not take tokens back. `keys` and `values` may be replaced, as cutting and selecting streams do; the next step
 allocates memory for the new ones.
 
 Shapes: S streams, K key/value heads, L slots in use, C capacity, W head width.
@@ -13,9 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+from unimodal.generation.decoders.cache_size import LayersSize
+
+_SPARE = 64  # slots that a layer with a window has beyond it
 
 
 class RoomyLayer(DynamicLayer):
@@ -54,17 +59,54 @@ class RoomyLayer(DynamicLayer):
         return self._views
 
 
-def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
-    """A DynamicCache for this model, of layers with room for ``capacity`` slots."""
+class WindowLayer(RoomyLayer):
+    """A RoomyLayer whose first ``dropped`` slots are gone, since no window reaches them any more."""
+
+    is_sliding = True
+
+    def __init__(self, capacity: int, window: int) -> None:
+        super().__init__(min(capacity, window + _SPARE))
+        self.window, self.dropped = window, 0
+
+    @property
+    def num_held(self) -> int:
+        return self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0
+
+    def get_seq_length(self) -> int:
+        return self.dropped + self.num_held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.num_held + query_length, self.dropped
+
+    def drop(self, first: int) -> None:
+        """Let go the slots before slot ``first``."""
+        gone = min(first - self.dropped, self.num_held)
+        if gone > 0:
+            self.keys, self.values = self.keys[:, :, gone:], self.values[:, :, gone:]
+            self.dropped += gone
+
+
+def make_cache(config: PreTrainedConfig, capacity: int, whole: bool = False) -> DynamicCache:
+    """A DynamicCache for this model, of layers with room for ``capacity`` slots.
+
+    whole: also those with windows hold every token.
+    """
     cache = DynamicCache(config=config)
-    held = (DynamicLayer, DynamicSlidingWindowLayer)
-    cache.layers = [RoomyLayer(capacity) if type(layer) in held else layer for layer in cache.layers]
+    layers: list[CacheLayerMixin] = []
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer) and not whole:
+            layers.append(WindowLayer(capacity, int(layer.sliding_window)))
+        elif type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            layers.append(RoomyLayer(capacity))
+        else:
+            layers.append(layer)
+    cache.layers = layers
     return cache
 
 
 def is_whole(layer: CacheLayerMixin) -> bool:
-    """Whether a layer holds keys and values of every token, and not a state that sums them up."""
-    return type(layer) in (DynamicLayer, RoomyLayer)
+    """Whether a layer holds keys and values of every token that is seen, and not a state that sums them up."""
+    return type(layer) in (DynamicLayer, RoomyLayer, WindowLayer)
 
 
 def check_whole(layer: CacheLayerMixin, done: str) -> None:
@@ -90,3 +132,21 @@ def find_windows(config: PreTrainedConfig) -> Windows | None:
     if not kinds:
         return None
     return Windows(min(layer.sliding_window for layer in kinds), bool(config.to_dict().get("layer_types")))
+
+
+def weigh_layer(layer: CacheLayerMixin) -> int:
+    """The bytes that a layer takes for keys and values; 0 for one that holds something else."""
+    held = getattr(layer, "_room", None) or (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return sum(part.numel() * part.element_size() for part in held if isinstance(part, Tensor))
+
+
+def measure_layers(backbone: PreTrainedModel, cache_name: str) -> list[LayersSize]:
+    """What the layers of a model keep of a token, found out by reading one."""
+    cache = DynamicCache(config=backbone.config)
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=next(backbone.parameters()).device)
+    backbone(input_ids=ids, use_cache=True, **{cache_name: cache})
+    sizes: dict[int | None, int] = {}
+    for layer in cache.layers:
+        window = int(layer.sliding_window) if isinstance(layer, DynamicSlidingWindowLayer) else None
+        sizes[window] = sizes.get(window, 0) + weigh_layer(layer)
+    return [LayersSize(num_bytes, window) for window, num_bytes in sizes.items()]

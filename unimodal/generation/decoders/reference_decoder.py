@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unimodal.generation.decoders.cache_size import LayersSize
 from unimodal.generation.decoders.flush_streams import (
     build_visible_mask,
     close_gap,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class ReferenceDecoder:
     """A `StepDecoder` over any causal LM: its forward with a cache, a padding mask and explicit positions.
 
-    The protocol describes the methods.
+    The protocol describes the methods. Of layers with windows the cache holds what is seen; under compression, all.
     """
 
     cache: DynamicCache
@@ -48,6 +49,7 @@ class ReferenceDecoder:
         self._table = model.get_input_embeddings()
         self._cache_name = find_cache_name(self.backbone)
         self._windows = find_windows(self.backbone.config)
+        self._sizes: Sequence[LayersSize] | None = None
 
     @property
     def intercepted(self) -> bool:
@@ -58,14 +60,28 @@ class ReferenceDecoder:
 
         return is_compressing(self.backbone)
 
+    @property
+    def num_bytes(self) -> int:
+        from unimodal.generation.decoders.reference_cache import weigh_layer
+
+        return sum(map(weigh_layer, self.cache.layers))
+
+    @torch.inference_mode()
+    def measure_layers(self) -> Sequence[LayersSize]:
+        from unimodal.generation.decoders.reference_cache import measure_layers
+
+        if self._sizes is None:
+            self._sizes = measure_layers(self.backbone, self._cache_name)
+        return self._sizes
+
     def prefill(
         self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
-        from unimodal.generation.decoders.reference_cache import make_cache
+        from unimodal.generation.decoders.reference_cache import WindowLayer, make_cache
 
         device = next(self.backbone.parameters()).device
         ids, self.pads = pad_left(prompts, pad_id, device)
-        self.cache = make_cache(self.backbone.config, capacity)
+        self.cache = make_cache(self.backbone.config, capacity, whole=self.intercepted)
         self.length = 0
         self.num_computed = count_unread(prompts, prefixes)
         first = ids.shape[1] - self.num_computed
@@ -76,8 +92,10 @@ class ReferenceDecoder:
             for stream, prefix in enumerate(prefixes):
                 pad = int(self.pads[stream])
                 if prefix is not None and pad < first:
-                    for held, own in zip(joined, prefix.cache.parts, strict=True):
-                        held[stream, :, pad:] = own[:, : first - pad]
+                    for number, (held, own) in enumerate(zip(joined, prefix.cache.parts, strict=True)):
+                        layer = self.cache.layers[number // 2]
+                        gone = max(0, prefix.cache.least - layer.window + 1) if isinstance(layer, WindowLayer) else 0
+                        held[stream, :, pad + gone :] = own[:, : max(0, first - pad - gone)]
             for number in range(len(joined) // 2):
                 self.cache.update(joined[2 * number], joined[2 * number + 1], number)
             self.length = first
@@ -90,6 +108,7 @@ class ReferenceDecoder:
         if offsets is None:
             offsets = torch.arange(ids.shape[1], device=ids.device)[None]
         positions = (begin - self.pads[:, None] + offsets).clamp(min=0)  # [S, P]
+        self._drop_unseen(positions, ids.shape[1])
         self.length = end
         self.places = torch.cat([self.places, positions.expand(len(self.pads), -1)], 1)
         mask: Tensor | dict[str, Tensor]
@@ -107,6 +126,27 @@ class ReferenceDecoder:
         )
         return out.last_hidden_state if every else out.last_hidden_state[:, -1]
 
+    def _drop_unseen(self, positions: Tensor, num_new: int) -> None:
+        """Of layers with windows drop the slots that no token from these positions [S, P] on sees, once it is full."""
+        from unimodal.generation.decoders.reference_cache import WindowLayer
+
+        found: dict[int, int] = {}  # window → the first slot that is seen
+        for layer in self.cache.layers:
+            if isinstance(layer, WindowLayer) and layer.num_held and layer.num_held + num_new > layer.capacity:
+                if layer.window not in found:
+                    lowest = positions.min(1).values - layer.window + 1  # [S or 1]
+                    seen = (self.places >= lowest[:, None]) & (
+                        torch.arange(self.length, device=self.places.device) >= self.pads[:, None]
+                    )
+                    first = torch.where(seen.any(1), seen.int().argmax(1), self.length)
+                    found[layer.window] = int(first.min())
+                layer.drop(found[layer.window])
+
+    @property
+    def _num_dropped(self) -> int:
+        """The slots that layers with windows no longer hold."""
+        return max((getattr(layer, "dropped", 0) for layer in self.cache.layers), default=0)
+
     def _mask_visible(self, seen: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """The mask added to the scores, [S, 1, P, C]: one for all layers, or by kind of layer.
 
@@ -121,12 +161,13 @@ class ReferenceDecoder:
         if self._windows is None:
             return add(seen)
         near = seen & (positions[:, :, None] - self.places[:, None] < self._windows.length)
+        near = near[:, :, self._num_dropped :]
         if not self._windows.by_layer:
             return add(near)
         return {"full_attention": add(seen), "sliding_attention": add(near)}
 
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
-        from unimodal.generation.decoders.reference_cache import check_whole
+        from unimodal.generation.decoders.reference_cache import WindowLayer, check_whole
 
         moves, length = plan_moves(self.pads.tolist(), kept, self.length, num_new)
         slots = [[*([0] * move.pad), *move.slots] for move in moves]
@@ -134,15 +175,17 @@ class ReferenceDecoder:
         self.pads = torch.tensor([move.pad for move in moves], dtype=torch.int64, device=self.pads.device)
         for layer in self.cache.layers:
             check_whole(layer, "cut; use the plain decoder")
+            gone = layer.dropped if isinstance(layer, WindowLayer) else 0
+            own = (index[:, gone:] - gone).clamp_(min=0)  # what would come from before is not seen any more
             layer.keys, layer.values = (
-                held.gather(2, index[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3]))
+                held.gather(2, own[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3]))
                 for held in (layer.keys, layer.values)  # [S, K, C, W]
             )
         self.places = self.places.gather(1, index)
         self.length = length
 
     def keep(self, streams: Sequence[int]) -> None:
-        from unimodal.generation.decoders.reference_cache import is_whole
+        from unimodal.generation.decoders.reference_cache import WindowLayer, is_whole
 
         index = torch.tensor(list(streams), dtype=torch.int64, device=self.pads.device)
         self.pads, self.places = self.pads[index], self.places[index]
@@ -152,12 +195,23 @@ class ReferenceDecoder:
             self.length -= gap
             self.places = self.places[:, gap:]
             for layer in self.cache.layers if gap else ():
-                layer.keys, layer.values = layer.keys[:, :, gap:], layer.values[:, :, gap:]
+                cut = gap
+                if isinstance(layer, WindowLayer):
+                    cut = max(0, gap - layer.dropped)
+                    layer.dropped = max(0, layer.dropped - gap)
+                layer.keys, layer.values = layer.keys[:, :, cut:], layer.values[:, :, cut:]
 
     def export(self, stream: int) -> StreamCache:
-        pad = int(self.pads[stream])
-        held = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
-        return StreamCache([part[stream, :, pad:].clone() for part in held])
+        from unimodal.generation.decoders.reference_cache import WindowLayer
+
+        pad, least = int(self.pads[stream]), 0
+        held: list[Tensor] = []
+        for layer in self.cache.layers:
+            gone = layer.dropped if isinstance(layer, WindowLayer) else 0
+            held += [part[stream, :, max(0, pad - gone) :].clone() for part in (layer.keys, layer.values)]
+            if gone > pad:
+                least = gone - pad + layer.window - 1
+        return StreamCache(held, least)
 
     def count_read(self, stream: int) -> int:
         return self.length - int(self.pads[stream])

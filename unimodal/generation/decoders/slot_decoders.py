@@ -1,12 +1,6 @@
-"""Decoders whose streams come and go: every stream has a row of the cache and a length of its own.
+"""Decoders whose streams come and go (continuous batching, Orca: Yu et al., OSDI 2022).
 
-In `lean_decoder.py` streams start together and all end at the same slot. Here each begins at slot 0 of its own row and
-has its own length. A new stream is read apart and copied into the next free row. When one leaves, the last row is
-copied into its place; leaving costs no other copy. This is the continuous batching of Orca (Yu et al., OSDI 2022).
-Cached keys are rotated already, so nothing is computed again.
-
-Shapes: S streams, P tokens of a step, V latest tokens of a stream, C capacity of the cache, K key/value heads, D head
-width, E width, L layers.
+Shapes: S streams, C slots of the cache, K key/value heads, W head width, E width.
 """
 
 from __future__ import annotations
@@ -18,40 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unimodal.generation.decoders.cache_size import count_bytes
+from unimodal.generation.decoders.cached_streams import CachedStreams
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.lean_layers import LeanLayers
+from unimodal.generation.decoders.paged_cache import BLOCK
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
+from unimodal.generation.decoders.shared_prompts import find_unique
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, SlotDecoder, StepDecoder, StreamCache
-from unimodal.generation.decoders.step_view import StepView
 from unimodal.vocabulary.positions import Position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_FIRST_STREAMS, _GRAIN = 8, 128
 
-
-class LeanSlots:
+class LeanSlots(LeanDecoder):
     """A `SlotDecoder` over the layers of a lean or packed decoder; the protocol describes the methods."""
 
-    num_computed: int
-
     def __init__(self, layers: LeanLayers, max_positions: int) -> None:
+        super().__init__(layers)
         layers.refresh()
-        self.layers, self.max_positions = layers, max_positions
+        self.cached = CachedStreams(layers)
         self.rotary = layers.make_rotary(max_positions)
-        self.cache = layers.make_cache(0, 0)  # [L, 2, rows, K, C, D]
-        self.places: Tensor | None = None  # int64 [rows, C], the position of each slot; None for a base without windows
-        if layers.base.has_windows:
-            self.places = torch.zeros(0, 0, dtype=torch.int64, device=layers.device)
-        self.slot_of: list[int] = []  # [S] the row of the cache of each stream
-        self.lengths: list[int] = []  # tokens in each row
-
-    def prefill(
-        self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
-    ) -> Tensor:
-        self.keep([])
-        return self._join(prompts, pad_id, capacity, prefixes, range(len(prompts)))
 
     def join(
         self,
@@ -60,132 +42,54 @@ class LeanSlots:
         capacities: Sequence[int],
         prefixes: Sequence[CachedPrefix | None] = (),
     ) -> Tensor:
-        unique, numbers = find_unique(prompts)
-        return self._join(unique, pad_id, max(capacities), choose_prefixes(prefixes, numbers), numbers)
+        if self.layers.refresh():  # what was read by other weights is nobody's beginning
+            self.forget_begun()
+            for stream in self.streams:
+                stream.prompt = ()
+        return self._join(prompts, pad_id, capacities, prefixes)
 
-    def _join(
-        self,
-        prompts: Prompts,
-        pad_id: int,
-        capacity: int,
-        prefixes: Sequence[CachedPrefix | None],
-        numbers: Sequence[int],
-    ) -> Tensor:
-        """Read prompts and add a stream for each of ``numbers``, indices of prompts; return their states [new, E]."""
-        reader = LeanDecoder(self.layers)  # it reads the new prompts into a cache of its own
-        hidden = reader.prefill(prompts, pad_id, max(map(len, prompts)), prefixes)
-        self.num_computed = reader.num_computed
-        self._reserve(len(self.lengths) + len(numbers), capacity)
-        for number in numbers:
-            slot, length = len(self.lengths), len(prompts[number])
-            first = reader.length - length
-            for own, held in zip(self.cache.parts, reader.cache.parts, strict=True):
-                own[:, :, slot, :, :length] = held[:, :, number, :, first : reader.length]
-            if self.places is not None:
-                self.places[slot, :length] = torch.arange(length, device=self.places.device)
-            self.slot_of.append(slot)
-            self.lengths.append(length)
-        return hidden[list(numbers)]
+    @property
+    def num_bytes_used(self) -> int:
+        return self.cached.num_bytes_used
 
-    def step(
-        self, ids: Tensor, offsets: Tensor | None = None, visible: Tensor | None = None, every: bool = False
-    ) -> Tensor:
-        num_streams, num_new = ids.shape[:2]
-        device = ids.device
-        assert num_streams == len(self.slot_of), (num_streams, self.slot_of)
-        moved = self.slot_of != list(range(num_streams))
-        if moved:  # by rows of the cache, where a single index reads them all
-            slot_of = torch.tensor(self.slot_of, device=device)
-            ids, offsets, visible = (_order(x, slot_of) for x in (ids, offsets, visible))
-        lengths = torch.tensor(self.lengths, device=device)[:, None]  # [S, 1]
-        places = lengths + torch.arange(num_new, device=device)  # [S, P]
-        positions = places if offsets is None else (lengths + offsets).clamp_(min=0)
-        end = max(self.lengths) + num_new
-        assert end <= self.cache.shape[4], (end, self.cache.shape)
-        seen = None
-        if visible is not None:
-            slots = torch.arange(end, device=device)
-            seen = _place_visible(visible, lengths + num_new, slots) & (slots < lengths[..., None] + num_new)
-        view = StepView(self.cache, num_streams, num_new, positions, places, end, seen=seen)
-        if self.places is not None:
-            self.places[torch.arange(num_streams, device=device)[:, None], places] = positions
-            view.places = self.places[:num_streams, :end]
-        x = self.layers.run(self.layers.embed(ids), self.rotary, view)  # [S, P, E]
-        self.lengths = [length + num_new for length in self.lengths]
-        x = self.layers.apply_norm(x if every else x[:, -1])
-        return x[slot_of] if moved else x
+    def count_needed(self, prompts: Prompts, capacities: Sequence[int]) -> int:
+        distinct, numbers = find_unique(prompts)
+        most = [max(c for c, n in zip(capacities, numbers, strict=True) if n == own) for own in range(len(distinct))]
+        trees = self._plant_trees(distinct, self._find_beginnings(distinct, [None] * len(distinct)))
+        blocks = self._count_blocks([stretch for tree in trees.values() for stretch in tree], most)
+        copies = [
+            capacity - len(distinct[number])
+            for at, (capacity, number) in enumerate(zip(capacities, numbers, strict=True))
+            if number in numbers[:at]
+        ]
+        for at, paged in enumerate(self.cached.caches):
+            blocks[at] += sum(min(-(-own // BLOCK) + 1, paged.count_blocks(own + BLOCK)) for own in copies)
+        return self.cached.weigh(blocks)
 
-    def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
-        for slot, numbers in zip(self.slot_of, kept, strict=True):
-            begin = self.lengths[slot] - num_new
-            self.lengths[slot] = begin + len(numbers)
-            if list(numbers) != list(range(len(numbers))):
-                index = begin + torch.tensor(numbers, dtype=torch.int64, device=self.layers.device)
-                for part in self.cache.parts:
-                    held = part[:, :, slot]  # [L, 2, K, C, D]
-                    held[:, :, :, begin : begin + len(numbers)] = held.index_select(3, index)
-                if self.places is not None:
-                    self.places[slot, begin : begin + len(numbers)] = self.places[slot, index]
+    def count_begun(self, prompt: Sequence[Position]) -> int:
+        """How many tokens of a prompt are held already, by other rows or by `read_ahead`."""
+        return self._find_beginnings([tuple(prompt)], [None])[0][1]
 
-    def keep(self, streams: Sequence[int]) -> None:
-        slots = [self.slot_of[stream] for stream in streams]
-        self._reserve(len(slots), 0)
-        free = sorted(set(range(len(slots))) - set(slots))
-        lengths = [self.lengths[slot] if slot < len(self.lengths) else 0 for slot in range(len(slots))]
-        taken: set[int] = set()
-        for number, slot in enumerate(slots):
-            if slot >= len(slots) or slot in taken:
-                hole, length = free.pop(), self.lengths[slot]
-                for part in self.cache.parts:
-                    part[:, :, hole, :, :length] = part[:, :, slot, :, :length]
-                if self.places is not None:
-                    self.places[hole] = self.places[slot]
-                lengths[hole] = length
-                slots[number] = hole
-            taken.add(slot)
-        self.slot_of, self.lengths = slots, lengths
+    def read_ahead(self, prompt: Sequence[Position], pad_id: int, end: int) -> None:
+        """Read the tokens of a prompt up to ``end`` where its row will find them."""
+        [(source, num)] = self._find_beginnings([tuple(prompt)], [None])
+        assert num < end < len(prompt) and not isinstance(source, StreamCache), (num, end, len(prompt))
+        if source is None:
+            stream = self.cached.add()
+            self.begun.append(stream)
+        elif source in self.begun and num == source.length:
+            stream = source
+        else:
+            stream = self.cached.fork(source, num)
+            self.begun.append(stream)
+        self._read([stream], [prompt[num:end]], pad_id)
+        stream.prompt = tuple(prompt[:end])
 
-    def export(self, stream: int) -> StreamCache:
-        slot = self.slot_of[stream]
-        return StreamCache([part[:, :, slot, :, : self.lengths[slot]].clone() for part in self.cache.parts])
-
-    def count_read(self, stream: int) -> int:
-        return self.lengths[self.slot_of[stream]]
-
-    def _reserve(self, streams: int, capacity: int) -> None:
-        """Make the cache large enough. It grows by doubling and never shrinks, so a server's memory settles."""
-        have_streams, have_capacity = self.cache.shape[2], self.cache.shape[4]
-        if streams <= have_streams and capacity <= have_capacity:
-            return
-        if streams > have_streams:
-            have_streams = max(streams, 2 * have_streams, _FIRST_STREAMS)
-        if capacity > have_capacity:
-            have_capacity = min(self.max_positions, max(-(-capacity // _GRAIN) * _GRAIN, have_capacity))
-        grown = self.layers.make_cache(have_streams, have_capacity)
-        num, end = len(self.lengths), max(self.lengths, default=0)
-        for new, held in zip(grown.parts, self.cache.parts, strict=True):
-            new[:, :, :num, :, :end] = held[:, :, :num, :, :end]
-        self.cache = grown
-        if self.places is not None:
-            held = self.places
-            self.places = held.new_zeros(have_streams, have_capacity)
-            self.places[:num, :end] = held[:num, :end]
-
-
-def _order(x: Tensor | None, slot_of: Tensor) -> Tensor | None:
-    """Put x [S, …] from the order of streams into that of cache rows; [1, …] and None stay as they are."""
-    return x if x is None or len(x) != len(slot_of) else torch.empty_like(x).index_copy_(0, slot_of, x)
-
-
-def _place_visible(visible: Tensor, ends: Tensor, slots: Tensor) -> Tensor:
-    """Turn a mask over the latest V tokens of each stream into one over its slots, bool [S, P, slots].
-
-    visible: bool [S or 1, P, V]. ends: int64 [S, 1], the number of tokens of each stream. Earlier slots are all seen.
-    """
-    number = slots - (ends - visible.shape[2])  # [S, slots] among the V
-    inside = number.clamp(0, visible.shape[2] - 1)[:, None].expand(-1, visible.shape[1], -1)
-    seen = visible.expand(len(ends), -1, -1).gather(2, inside)
-    return seen | (number < 0)[:, None]
+    def forget_begun(self) -> None:
+        """Drop what was read ahead."""
+        for stream in self.begun:
+            self.cached.release(stream)
+        self.begun = []
 
 
 class ReferenceSlots(ReferenceDecoder):
@@ -197,6 +101,23 @@ class ReferenceSlots(ReferenceDecoder):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.length = 0
+        self._capacities: list[int] = []  # of each stream
+
+    @property
+    def num_bytes_used(self) -> int:
+        sizes = self.measure_layers() if self._capacities else []
+        return len(self._capacities) * count_bytes(sizes, max(self._capacities, default=0))
+
+    def count_needed(self, prompts: Prompts, capacities: Sequence[int]) -> int:
+        longest = max(*capacities, *self._capacities) if self._capacities else max(capacities)
+        total = (len(self._capacities) + len(prompts)) * count_bytes(self.measure_layers(), longest)
+        return total - self.num_bytes_used  # all streams are as long as the longest
+
+    def prefill(
+        self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
+    ) -> Tensor:
+        self._capacities = [capacity] * len(prompts)
+        return super().prefill(prompts, pad_id, capacity, prefixes)
 
     def join(
         self,
@@ -205,10 +126,11 @@ class ReferenceSlots(ReferenceDecoder):
         capacities: Sequence[int],
         prefixes: Sequence[CachedPrefix | None] = (),
     ) -> Tensor:
-        from unimodal.generation.decoders.reference_cache import check_whole
+        from unimodal.generation.decoders.reference_cache import WindowLayer, check_whole
 
         fresh = ReferenceDecoder(self.model)
         unique, numbers = find_unique(prompts)
+        self._capacities += capacities
         hidden = fresh.prefill(unique, pad_id, max(capacities), choose_prefixes(prefixes, numbers))[numbers]
         self.num_computed = fresh.num_computed
         if len(unique) < len(prompts):
@@ -221,8 +143,13 @@ class ReferenceSlots(ReferenceDecoder):
         length = max(self.length, fresh.length)
         ours, theirs = length - self.length, length - fresh.length
         for layer, other in zip(self.cache.layers, fresh.cache.layers, strict=True):
-            layer.keys = torch.cat([_pad_slots(layer.keys, ours), _pad_slots(other.keys, theirs)])
-            layer.values = torch.cat([_pad_slots(layer.values, ours), _pad_slots(other.values, theirs)])
+            mine, its = ours, theirs
+            if isinstance(layer, WindowLayer):  # both begin at the first slot that one of them still sees
+                gone = min(layer.dropped + ours, other.dropped + theirs)
+                mine, its = layer.dropped + ours - gone, other.dropped + theirs - gone
+                layer.dropped = gone
+            layer.keys = torch.cat([_pad_slots(layer.keys, mine), _pad_slots(other.keys, its)])
+            layer.values = torch.cat([_pad_slots(layer.values, mine), _pad_slots(other.values, its)])
         self.pads = torch.cat([self.pads + ours, fresh.pads + theirs])
         self.places = torch.cat([F.pad(self.places, (ours, 0)), F.pad(fresh.places, (theirs, 0))])
         self.length = length
@@ -231,22 +158,11 @@ class ReferenceSlots(ReferenceDecoder):
     def keep(self, streams: Sequence[int]) -> None:
         from unimodal.generation.decoders.reference_cache import make_cache
 
+        self._capacities = [self._capacities[stream] for stream in streams]
         if not streams:
             self.cache, self.length = make_cache(self.backbone.config, 0), 0
             return
         super().keep(streams)
-        spare = int(self.pads.min())
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
-        self.pads, self.places = self.pads - spare, self.places[:, spare:]
-        self.length -= spare
-
-
-def find_unique(prompts: Prompts) -> tuple[list[tuple[Position, ...]], list[int]]:
-    """The distinct prompts, and for each prompt its index among them: equal prompts are read once."""
-    found: dict[tuple[Position, ...], int] = {}
-    numbers = [found.setdefault(tuple(prompt), len(found)) for prompt in prompts]
-    return list(found), numbers
 
 
 def choose_prefixes(prefixes: Sequence[CachedPrefix | None], numbers: Sequence[int]) -> Sequence[CachedPrefix | None]:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from unimodal.generation.decoders.cache_size import LayersSize
 from unimodal.vocabulary.positions import Position
 
 #: the tokens of each prompt: rows of the vocabulary, or all rows of a summed position
@@ -27,9 +28,13 @@ Prompts = Sequence[Sequence[Position]]
 
 @dataclass(frozen=True, eq=False)
 class StreamCache:
-    """The keys and values of the N tokens of one stream, [..., K, N, W] each, for the kind of decoder that made it."""
+    """The keys and values of the N tokens of one stream, [..., K, N, W] each, for the kind of decoder that made it.
+
+    least: a beginning of fewer tokens cannot be taken from it, since layers with windows hold what theirs still see.
+    """
 
     parts: Sequence[Tensor]
+    least: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +48,17 @@ class CachedPrefix:
 class StepDecoder(Protocol):
     """Streams that start together. `ReferenceDecoder`, `LeanDecoder`, `PackedDecoder` and `CompiledDecoder` are such.
 
-    num_computed: how many tokens of every prompt the last `prefill` read; those before came from a prefix.
+    num_computed: the most tokens of a prompt that the last `prefill` read; those before came from a prefix, or from
+    another stream. num_bytes: of keys and values, that memory is taken for.
     """
 
     num_computed: int
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def measure_layers(self) -> Sequence[LayersSize]:
+        """What its layers keep of a token. Another thread may call this."""
 
     def prefill(
         self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
@@ -87,7 +99,16 @@ class StepDecoder(Protocol):
 
 
 class SlotDecoder(StepDecoder, Protocol):
-    """A `StepDecoder` whose streams come and go: further ones can `join`."""
+    """A `StepDecoder` whose streams come and go: further ones can `join`.
+
+    num_bytes_used: what the streams take of memory, their answers to come included.
+    """
+
+    @property
+    def num_bytes_used(self) -> int: ...
+
+    def count_needed(self, prompts: Prompts, capacities: Sequence[int]) -> int:
+        """The bytes that these prompts would add to ``num_bytes_used``, with capacities as of `join`."""
 
     def join(
         self,

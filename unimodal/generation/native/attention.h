@@ -1,8 +1,9 @@
 // Attention of new tokens over a cache of float32, bfloat16 or 8-bit keys and values.
 //
-// A cache is [layers, 2, rows, key/value heads, slots, head width]; 8-bit entries have a float16 scale for each head and
-// token, [layers, 2, rows, key/value heads, slots]. Keys are summed up from the first visible one on in one order, so a
-// stream does not depend on the slots that it lies in, nor on other streams.
+// A cache is [layers, 2, key/value heads, slots, head width]; 8-bit entries have a float16 scale for each head and token,
+// [layers, 2, key/value heads, slots]. A stream's entries lie in blocks of slots, in any order and maybe shared with other
+// streams. Keys are summed up from the first visible one on in one order, so a stream does not depend on the blocks that
+// it lies in, nor on other streams.
 
 #pragma once
 
@@ -12,7 +13,7 @@
 
 enum CacheKind : int64_t { CACHE_FLOAT32 = 0, CACHE_BFLOAT16 = 1, CACHE_INT8 = 2 };
 
-constexpr int64_t CHUNK = 64;  // keys that are made floats at a time
+constexpr int64_t CHUNK = 64;  // entries of a block, as in paged_cache.py; they are made floats together
 
 inline int64_t entry_bytes(int64_t kind) { return kind == CACHE_FLOAT32 ? 4 : kind == CACHE_BFLOAT16 ? 2 : 1; }
 
@@ -44,13 +45,17 @@ inline uint16_t float_to_half(float f) {
     return (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(f), _MM_FROUND_TO_NEAREST_INT));
 }
 
-// The entries of one head and one row of a cache.
+// The entries of one head and one stream of a cache. table: the first slot of each block.
 struct Entries {
     uint8_t* at;
     uint16_t* scales;
+    const int64_t* table;
     int64_t kind, width;
 
-    void write(int64_t slot, const float* x) const {
+    int64_t find(int64_t number) const { return table[number / CHUNK] + number % CHUNK; }
+
+    void write(int64_t number, const float* x) const {
+        const int64_t slot = find(number);
         uint8_t* to = at + slot * width * entry_bytes(kind);
         if (kind == CACHE_FLOAT32) {
             std::memcpy(to, x, width * sizeof(float));
@@ -72,8 +77,9 @@ struct Entries {
         }
     }
 
-    // `num` entries from `slot` on as floats; `room` holds those that have to be made.
-    const float* read(int64_t slot, int64_t num, float* room) const {
+    // `num` entries of one block from `number` on as floats; `room` holds those that have to be made.
+    const float* read(int64_t number, int64_t num, float* room) const {
+        const int64_t slot = find(number);
         const uint8_t* from = at + slot * width * entry_bytes(kind);
         if (kind == CACHE_FLOAT32) return (const float*)from;
         for (int64_t j = 0; j < num; j++) {
@@ -118,10 +124,13 @@ inline void score_keys(const float* q, const float* keys, int64_t num, int64_t w
     }
 }
 
-// What a token sees: slots low..high, and numbers that are added to the scores of all slots from 0 on, or null.
+// What a token sees: entries low..high, and numbers that are added to the scores of all from 0 on, or null.
 struct Sight {
     int64_t low, high;
     const float* bias;
+
+    // Those of the block of entry `low` + j, from it on.
+    int64_t rest(int64_t j) const { return std::min(CHUNK - (low + j) % CHUNK, high - low - j); }
 };
 
 // Scores → weights that sum up to 1; scores have room for 7 more.
@@ -178,18 +187,18 @@ inline void add_values(const float* weights, const float* values, int64_t num, i
 // `heads` queries of one token, which lie one after the other, over the same keys and values; out likewise.
 inline void attend(const float* q, int64_t heads, const Entries& keys, const Entries& values, const Sight& sight,
                    float scale, float cap, std::vector<float>& room, float* out) {
-    const int64_t num = sight.high - sight.low, width = keys.width, each = round_up(num, 8) + 8;
+    const int64_t num = std::max<int64_t>(0, sight.high - sight.low), width = keys.width, each = round_up(num, 8) + 8;
     room.resize(heads * each + CHUNK * width);
     float *scores = room.data(), *made = scores + heads * each;
-    for (int64_t j = 0; j < num; j += CHUNK) {
-        const int64_t some = std::min(CHUNK, num - j);
+    for (int64_t j = 0, some; j < num; j += some) {
+        some = sight.rest(j);
         const float* held = keys.read(sight.low + j, some, made);
         for (int64_t h = 0; h < heads; h++) score_keys(q + h * width, held, some, width, scores + h * each + j);
     }
     for (int64_t h = 0; h < heads; h++) normalise_scores(scores + h * each, num, sight, scale, cap);
     std::memset(out, 0, heads * width * sizeof(float));
-    for (int64_t j = 0; j < num; j += CHUNK) {
-        const int64_t some = std::min(CHUNK, num - j);
+    for (int64_t j = 0, some; j < num; j += some) {
+        some = sight.rest(j);
         const float* held = values.read(sight.low + j, some, made);
         for (int64_t h = 0; h < heads; h++) add_values(scores + h * each + j, held, some, width, out + h * width);
     }

@@ -19,6 +19,7 @@ from unimodal.generation.decoders.base_table import read_base, read_norm
 from unimodal.generation.decoders.layer_weights import LayerWeights, find_packed_problem
 from unimodal.generation.decoders.lean_layers import RotaryTables
 from unimodal.generation.decoders.packed_layers import PackedLayers
+from unimodal.generation.decoders.paged_cache import BLOCK
 from unimodal.generation.decoders.step_view import StepView
 from unimodal.generation.native.build import load_native
 from unimodal.generation.native.structures import Layer, Model, PackedProduct, Step
@@ -108,6 +109,8 @@ class NativeLayers(PackedLayers):
             residual=parts.residual,
             window=parts.window or 0,
             rotary=-1 if parts.rotary is None else parts.rotary,
+            home=self.homes[number][0],
+            number=self.homes[number][1],
             **{name: self._keep(read_norm(norm, added)[0]) for name, norm in norms.items() if norm is not None},
         )
 
@@ -124,45 +127,60 @@ class NativeLayers(PackedLayers):
     def run(self, x: Tensor, rotary: RotaryTables, view: StepView) -> Tensor:
         (num_streams, num_new, _), dtype = x.shape, x.dtype
         out = x.float().clone(memory_format=torch.contiguous_format)
-        low, slots = view.spread_lows(), view.spread_slots()
-        positions, rows = view.spread_positions().contiguous(), torch.arange(num_streams)
+        positions = view.spread_positions().contiguous()
         tables = [table.halves for table in rotary]
-        assert view.end <= view.cache.shape[4] and num_streams <= view.cache.shape[2], (view.end, view.cache.shape)
         assert int(positions.max()) < len(tables[0][0]), (positions, tables[0][0].shape)  # nothing below checks it
+        cache = view.caches[0].paged.cache
         step = Step(
             streams=num_streams,
-            row=rows.data_ptr(),
             cos=tuple(cos.data_ptr() for cos, _ in tables),
             sin=tuple(sin.data_ptr() for _, sin in tables),
-            cache=view.cache.data.data_ptr(),
-            cache_scales=None if view.cache.scales is None else view.cache.scales.data_ptr(),
-            cache_kind=_CACHES[view.cache.data.dtype],
-            cache_rows=view.cache.shape[2],
-            cache_slots=view.cache.shape[4],
+            cache_kind=_CACHES[cache.data.dtype],
             threads=torch.get_num_threads(),
         )
         self._model.rotary_width = 2 * tables[0][0].shape[1]
-        if view.seen is not None:
-            masks = {window: view.make_bias(window) for window in {layer.window for layer in self.base.layers}}
-            held = [mask.float().contiguous() for mask in masks.values() if mask is not None]
-            for window, mask in zip(masks, held, strict=True):
-                step.bias[window is not None] = mask.data_ptr()
-            shape = held[0].shape
-            streams, places = torch.arange(num_streams) * (shape[0] > 1), torch.arange(num_new) * (shape[2] > 1)
-            bias_row = (streams[:, None] * shape[2] + places).contiguous()
-            step.bias_row, step.bias_stride = bias_row.data_ptr(), shape[3]
-            self._run_piece(step, out, positions, slots.contiguous(), low, torch.full_like(positions, view.end))
-            return out.to(dtype)
-        for begin in range(0, num_new, _PIECE):  # a later piece finds the earlier ones in the cache
-            piece = slice(begin, begin + _PIECE)
-            x, at, slot, lowest = (t[:, piece].contiguous() for t in (out, positions, slots, low))
-            self._run_piece(step, x, at, slot, lowest, slot + 1)
-            if num_new > _PIECE:
-                out[:, piece] = x
-        return out.to(dtype) if num_new > _PIECE else x.to(dtype)
+        held = [self._point_at(view, number, step) for number in range(len(view.caches))]
+        masked = any(one.seen is not None for one in view.caches)
+        piece = num_new if masked else _PIECE  # a later piece finds the earlier ones in the cache
+        for begin in range(0, num_new, piece):
+            part = slice(begin, begin + piece)
+            x, at = (t[:, part].contiguous() for t in (out, positions))
+            step.x, step.num_new, step.position = x.data_ptr(), x.shape[1], at.data_ptr()
+            kept = []  # alive until the call is over
+            for own, seen in zip(step.held, held, strict=False):
+                kept.append([t[:, part].contiguous() for t in seen[:3]])
+                own.slot, own.low, own.high = (t.data_ptr() for t in kept[-1])
+            self._library.run_layers(ctypes.byref(self._model), ctypes.byref(step))
+            if num_new > piece:
+                out[:, part] = x
+        return (out if num_new > piece else x).to(dtype)
 
-    def _run_piece(self, step: Step, x: Tensor, positions: Tensor, slots: Tensor, low: Tensor, high: Tensor) -> None:
-        """Run x [S, P, E] through all layers, in place. positions, slots, low, high: int64 [S, P], contiguous."""
-        step.x, step.num_new = x.data_ptr(), x.shape[1]
-        step.position, step.slot, step.low, step.high = (t.data_ptr() for t in (positions, slots, low, high))
-        self._library.run_layers(ctypes.byref(self._model), ctypes.byref(step))
+    def _point_at(self, view: StepView, number: int, step: Step) -> list[Tensor]:
+        """Fill in a cache of the step; return the tensors that it points at, first what each new token writes and the
+        bounds of what it sees, int64 [S, P]."""
+        own, held = view.caches[number], step.held[number]
+        cache = own.paged.cache
+        held.cache, held.slots = cache.data.data_ptr(), cache.shape[3]
+        held.scales = None if cache.scales is None else cache.scales.data_ptr()
+        slots = own.numbers.contiguous()
+        low, high = torch.zeros_like(slots), slots + 1
+        assert own.end <= own.table.shape[1] * BLOCK, (own.end, own.table.shape)  # nothing below checks it
+        if own.pads is not None:
+            slots, high = slots.masked_fill(own.pads, -1), high.masked_fill(own.pads, 0)
+        table = own.table * BLOCK
+        held.table, held.blocks = table.data_ptr(), table.shape[1]
+        kept = [slots, low, high, table]
+        if own.seen is not None:
+            high.fill_(own.end)
+            [window] = {self.base.layers[at].window for at, (home, _) in enumerate(self.homes) if home == number} or {
+                None
+            }
+            mask = own.build_bias(window, view.spread_positions())
+            assert mask is not None
+            mask = mask.float().contiguous()
+            shape = mask.shape
+            streams, new = torch.arange(view.num_streams) * (shape[0] > 1), torch.arange(view.num_new) * (shape[2] > 1)
+            rows = (streams[:, None] * shape[2] + new).contiguous()
+            held.bias, held.bias_row, held.bias_stride = mask.data_ptr(), rows.data_ptr(), shape[3]
+            kept += [mask, rows]
+        return kept

@@ -15,6 +15,7 @@ struct Layer {
     const float *attention_norm, *query_norm, *key_norm, *attention_end_norm, *mlp_norm, *mlp_end_norm;  // or null
     float scaling, cap, residual, unused;
     int64_t window, rotary;  // 0: sees all; -1: no rotation, else the number of the table
+    int64_t home, number;    // its cache, and its number there
 };
 
 struct Model {
@@ -24,18 +25,26 @@ struct Model {
     float eps, unused;
 };
 
+// A cache, and what the new tokens write and see there. Tokens of a stream are numbered from the first one held.
+struct Held {
+    uint8_t* cache;
+    uint16_t* scales;
+    int64_t slots;         // of the cache
+    const int64_t* table;  // [streams, blocks], the first slot of each block
+    int64_t blocks;
+    const int64_t *slot, *low, *high;  // of each new token: its number, -1 of padding; and those that it sees
+    const float* bias;                 // [., tokens held], or null
+    const int64_t* bias_row;           // of each token
+    int64_t bias_stride;
+};
+
 struct Step {
     float* x;  // [streams * new, width], in and out
     int64_t streams, num_new;
     const float *cos[2], *sin[2];  // [positions, rotary_width / 2] of each table
-    const int64_t *position, *slot, *low, *high;  // of each token
-    const int64_t* row;                           // of each stream
-    const float* bias[2];                         // [., slots], of layers that see all, of windows; or null
-    const int64_t* bias_row;                      // of each token
-    int64_t bias_stride;
-    uint8_t* cache;
-    uint16_t* cache_scales;
-    int64_t cache_kind, cache_rows, cache_slots, threads;
+    const int64_t* position;       // of each token
+    Held held[2];
+    int64_t cache_kind, threads;
 };
 
 static void normalise(const float* x, const float* weight, int64_t width, float eps, float* out) {
@@ -206,10 +215,11 @@ class Run {
         });
     }
 
-    Entries entries(int64_t number, int64_t which, int64_t row, int64_t head) const {
-        const int64_t at = (((number * 2 + which) * s.cache_rows + row) * m.kv_heads + head) * s.cache_slots;
-        return {s.cache + at * m.head_width * entry_bytes(s.cache_kind), s.cache_scales + at, s.cache_kind,
-                m.head_width};
+    Entries entries(const Layer& layer, int64_t which, int64_t stream, int64_t head) const {
+        const Held& held = s.held[layer.home];
+        const int64_t at = ((layer.number * 2 + which) * m.kv_heads + head) * held.slots;
+        return {held.cache + at * m.head_width * entry_bytes(s.cache_kind), held.scales + at,
+                held.table + stream * held.blocks, s.cache_kind, m.head_width};
     }
 
     // Norm and rotation of `num` heads of a token, which lie one after the other from `head` on.
@@ -235,34 +245,36 @@ class Run {
     void write_keys(int64_t number, int64_t item) {
         const int64_t stream = item / m.kv_heads, head = item % m.kv_heads;
         const Layer& layer = m.layers[number];
-        const Entries keys = entries(number, 0, s.row[stream], head), values = entries(number, 1, s.row[stream], head);
+        const Entries keys = entries(layer, 0, stream, head), values = entries(layer, 1, stream, head);
+        const int64_t* slot = s.held[layer.home].slot;
         std::vector<float> key(m.head_width);
         for (int64_t token = stream * s.num_new; token < (stream + 1) * s.num_new; token++) {
+            if (slot[token] < 0) continue;
             turn_heads(layer, layer.key_norm, token, m.heads + head, 1, m.heads, m.kv_heads, key.data());
-            keys.write(s.slot[token], key.data());
+            keys.write(slot[token], key.data());
             const int64_t at = (m.heads + m.kv_heads + head) * m.head_width;
-            values.write(s.slot[token], rooms.qkv.data() + token * qkv_stride + at);
+            values.write(slot[token], rooms.qkv.data() + token * qkv_stride + at);
         }
     }
 
     void attend_all(int64_t phase, int64_t number) {
         const Layer& layer = m.layers[number];
+        const Held& held = s.held[layer.home];
         const int64_t group = m.heads / m.kv_heads;
         // heads that share keys together, unless that leaves threads without work
         const int64_t heads = tokens * m.kv_heads >= 4 * s.threads || s.threads == 1 ? group : 1;
         std::vector<float> room, query(heads * m.head_width);
         share(phase, tokens * (m.heads / heads), [&](int64_t item) {
             const int64_t token = tokens - 1 - item / (m.heads / heads), head = item % (m.heads / heads) * heads;
-            const int64_t stream = token / s.num_new, row = s.row[stream];
+            const int64_t stream = token / s.num_new;
             turn_heads(layer, layer.query_norm, token, head, heads, 0, m.heads, query.data());
-            Sight sight{s.low[token], s.high[token], nullptr};
-            const float* bias = s.bias[layer.window > 0];
-            if (bias != nullptr)
-                sight.bias = bias + s.bias_row[token] * s.bias_stride;
+            Sight sight{held.low[token], held.high[token], nullptr};
+            if (held.bias != nullptr)
+                sight.bias = held.bias + held.bias_row[token] * held.bias_stride;
             else if (layer.window > 0)
                 sight.low = std::max(sight.low, sight.high - layer.window);
-            attend(query.data(), heads, entries(number, 0, row, head / group), entries(number, 1, row, head / group),
-                   sight, layer.scaling, layer.cap, room,
+            attend(query.data(), heads, entries(layer, 0, stream, head / group),
+                   entries(layer, 1, stream, head / group), sight, layer.scaling, layer.cap, room,
                    rooms.attended.data() + (token * m.heads + head) * m.head_width);
         });
     }

@@ -20,7 +20,7 @@ class Layer(ctypes.Structure):
         *_list_fields(PackedProduct, "qkv out gate_up down"),
         *_list_fields(_Pointer, "attention_norm query_norm key_norm attention_end_norm mlp_norm mlp_end_norm"),
         *_list_fields(_Real, "scaling cap residual unused"),
-        *_list_fields(_Whole, "window rotary"),
+        *_list_fields(_Whole, "window rotary home number"),
     ]
 
 
@@ -35,16 +35,24 @@ class Model(ctypes.Structure):
     ]
 
 
+class Held(ctypes.Structure):
+    _fields_ = [
+        *_list_fields(_Pointer, "cache scales"),
+        *_list_fields(_Whole, "slots"),
+        *_list_fields(_Pointer, "table"),
+        *_list_fields(_Whole, "blocks"),
+        *_list_fields(_Pointer, "slot low high bias bias_row"),
+        *_list_fields(_Whole, "bias_stride"),
+    ]
+
+
 class Step(ctypes.Structure):
     _fields_ = [
         ("x", _Pointer),
         *_list_fields(_Whole, "streams num_new"),
         ("cos", _Pointer * 2),
         ("sin", _Pointer * 2),
-        *_list_fields(_Pointer, "position slot low high row"),
-        ("bias", _Pointer * 2),
-        *_list_fields(_Pointer, "bias_row"),
-        *_list_fields(_Whole, "bias_stride"),
-        *_list_fields(_Pointer, "cache cache_scales"),
-        *_list_fields(_Whole, "cache_kind cache_rows cache_slots threads"),
+        *_list_fields(_Pointer, "position"),
+        ("held", Held * 2),
+        *_list_fields(_Whole, "cache_kind threads"),
     ]
