@@ -4,6 +4,7 @@ turn.
     OMP_NUM_THREADS=2 python tools/bench_generation.py [--model model_cards/nano | --shape nano|135m] [--pictures 1]
     OMP_NUM_THREADS=2 python tools/bench_generation.py --passes --model model_cards/nano
     OMP_NUM_THREADS=2 python tools/bench_generation.py --growth [--model model_cards/nano | --shape nano|135m]
+    python tools/bench_generation.py --device cuda [--growth] …      # `tools/bench_gpu.sh` has all rows of a GPU
 
 Same weights, same prompt, same guidance, same sampling; the peer masks the head to the block with a slice, which is
 faster than its `prefix_allowed_tokens_fn`. First the greedy ids of every lossless variant are compared with the peer's.
@@ -20,22 +21,28 @@ the same.
     NAME          packed, or int8 with +int8, with the fast decoder of that name
     NAME+drafts   the sequences of MODEL/drafts.npz (`tools/make_drafts.py`) are in its memory before it begins
 
-``weights GB/s`` is what the steps read of the layers' weights; the first lines say what this machine reads when it does
-nothing else, and whether packed steps are compiled code (`unimodal/generation/native`) or torch's operators.
+``weights GB/s`` is what the steps read of the layers' weights, and ``share`` its part of what this machine reads when
+it does nothing else, which the first lines say, as whether packed steps are compiled code
+(`unimodal/generation/native`) or torch's operators. On a GPU there are no 8 and 4 bits, and besides
+
+    compiled      the lean step as one CUDA graph         half, compiled half     the model itself in bfloat16
 
 No memory holds what was written in an earlier turn. ``--passes`` counts the forwards of the fast decoders beside the
 plain loop's, for pictures, clips and speech, at three settings of the sampling; "again" is the second of two seeds,
 after the first was written.
 
 ``--growth`` asks whether a token costs the same late in a long sequence as early: pictures are drawn behind prompts of
-growing length, and the table has the median time of a step (a token of every row), the ratio to the shortest, and what
-the keys and values that a step has to read weigh beside the weights. A model with fewer positions than asked for is
-given them to measure the time; what it would write there means nothing.
+growing length, and the table has the time to the first token (the prompt's), the median time of a step (a token of
+every row), the ratio to the shortest, what the keys and values that a step has to read weigh beside the weights, and
+what the cache takes of memory: the prompts of all rows are the same, and so are those of their unconditional twins, so
+each of the two is held once; ``--alone`` gives every row its own. A model with fewer positions than asked for is given
+them to measure the time; what it would write there means nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import statistics
 import sys
@@ -106,7 +113,8 @@ class Bench:
         """`generate()` for the codes behind `<|image_start|>`."""
         torch.manual_seed(seed)
         start = self.vocabulary.get_start_id("image")
-        prompt = torch.tensor([[*self.prompt, start]] * self.pictures)
+        device = next(self.model.parameters()).device
+        prompt = torch.tensor([[*self.prompt, start]] * self.pictures, device=device)
         places, begin = self.places, prompt.shape[1]
 
         class Slice(transformers.LogitsProcessor):
@@ -126,7 +134,7 @@ class Bench:
             max_new_tokens=self.num_codes,
             min_new_tokens=self.num_codes,
             guidance_scale=self.guidance if guided else None,
-            negative_prompt_ids=torch.tensor([[*self.bare, start]] * self.pictures) if guided else None,
+            negative_prompt_ids=torch.tensor([[*self.bare, start]] * self.pictures, device=device) if guided else None,
             logits_processor=transformers.LogitsProcessorList([Slice()]),
             use_cache=True,
             pad_token_id=self.vocabulary.get_control_id("<|pad|>"),
@@ -202,20 +210,39 @@ def make_request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int]
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 17 / 16, "int4": 9 / 16}  # of a weight, with scales
 
 
-def measure_reading(size: int = 100_000_000, repeats: int = 5) -> float:
+def measure_reading(device: str, size: int = 100_000_000, repeats: int = 5) -> float:
     """Gigabytes a second that this machine reads, by torch's threads: the best of several sums over a large tensor."""
-    held, best = torch.ones(size), float("inf")
+    size = size if device == "cpu" else 10 * size
+    held, best = torch.ones(size, device=device), float("inf")
     for _ in range(repeats):
         began = time.perf_counter()
-        held.sum()
+        float(held.sum())  # waits for a GPU
         best = min(best, time.perf_counter() - began)
     return 4 * size / best / 1e9
 
 
-def measure_bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
+def measure_bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> float:
     """Gigabytes of weights a second that the steps of a picture read."""
     layers = sum(p.numel() for p in bench.model.get_decoder().layers.parameters())
-    return f"{layers * bytes_per_weight * bench.num_codes / seconds / 1e9:5.1f}"
+    return layers * bytes_per_weight * bench.num_codes / seconds / 1e9
+
+
+def make_engines(model: PreTrainedModel, vocabulary: Vocabulary, device: str) -> dict[str, tuple[Engine, None, float]]:
+    """The lossless and narrow variants of a device: their engine, no fast decoder, and bytes of a weight."""
+    names = WEIGHTS if device == "cpu" else WEIGHTS[:2]
+    narrow = {name: Engine(model, vocabulary, weights=name) for name in names}
+    engines: dict[str, tuple[Engine, None, float]] = {
+        "reference": (Engine(model, vocabulary, "reference"), None, 4),
+        "lean": (Engine(model, vocabulary, "lean", weights="model"), None, 4),
+        "packed": (narrow["float32"], None, 4),
+        **{name: (narrow[name], None, BYTES[name]) for name in names[1:]},
+    }
+    if device != "cpu":
+        half = copy.deepcopy(model).bfloat16()
+        engines["compiled"] = (Engine(model, vocabulary, compile=True), None, 4)
+        engines["half"] = (Engine(half, vocabulary, "lean", weights="model"), None, 2)
+        engines["compiled half"] = (Engine(half, vocabulary, compile=True), None, 2)
+    return engines
 
 
 THINGS = {  # what `--passes` asks for
@@ -270,8 +297,10 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
                 )
 
 
-def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weights: str, kv: str) -> None:
-    """Time of a step by the length of the sequence, with and without guidance."""
+def measure_growth(
+    bench: Bench, contexts: list[int], batches: list[int], weights: str, kv: str, alone: bool = False
+) -> None:
+    """Time of a step and memory by the length of the sequence, with and without guidance."""
     model, vocabulary = bench.model, bench.vocabulary
     own = model.config.max_position_embeddings
     if max(contexts) > own:
@@ -280,6 +309,8 @@ def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weight
     engine = (
         Engine(model, vocabulary, "reference")
         if weights == "reference"
+        else Engine(model, vocabulary, compile=True)
+        if weights == "compiled"
         else Engine(model, vocabulary, weights=weights, kv=kv)
     )
     layers = model.get_decoder().layers
@@ -291,7 +322,7 @@ def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weight
     print(
         f"weights {weights}: {weight_bytes / 1e6:.1f} MB; keys and values of a token, {kv}: {entry_bytes / 1e3:.1f} kB"
     )
-    print("batch guidance  positions  ms a step    ratio  processor ms    ratio  MB read    ratio")
+    print("batch guidance  positions  first ms  ms a step    ratio  processor ms    ratio  MB read    ratio    KV MB")
     spare = bench.num_codes + 3
     filler = len(bench.prompt) - len(bench.bare)
     for batch in batches:
@@ -321,7 +352,13 @@ def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weight
                         wall.append(time.perf_counter())
                         worked.append(time.process_time())
 
-                engine.generate([prompt] * batch, config, on_token=tick)
+                prompts, configs = [prompt] * batch, [config] * batch
+                if alone:  # another word at the beginning of each
+                    prompts = [[*prompt[:at], 10 + row, *prompt[at + 1 :]] for row in range(batch)]
+                    bares = [(*bare[:at], 10 + row, *bare[at + 1 :]) for row in range(batch)]
+                    configs = [config.model_copy(update={"unconditional": own}) for own in bares]
+                began = time.perf_counter()
+                engine.generate(prompts, configs, on_token=tick)
                 steps = [[b - a for a, b in zip(t, t[1:], strict=False)] for t in (wall, worked)]
                 # the first tokens are read with the start of the span
                 medians = [1e3 * statistics.median(step[4:-1]) for step in steps]
@@ -329,10 +366,10 @@ def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weight
                 medians.append((weight_bytes + streams * context * entry_bytes) / 1e6)
                 first = first or medians
                 ratios = [value / base for value, base in zip(medians, first, strict=True)]
-                line = f"{batch:5d} {guidance:8g} {context:10d}"
+                line = f"{batch:5d} {guidance:8g} {context:10d} {1e3 * (wall[0] - began):9.1f}"
                 for value, ratio, width in zip(medians, ratios, (10, 13, 8), strict=True):
                     line += f" {value:{width}.2f} {ratio:8.2f}"
-                print(line, flush=True)
+                print(f"{line} {engine.decoder.num_bytes / 1e6:8.1f}", flush=True)
 
 
 def main() -> None:
@@ -354,12 +391,19 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="the time of a step by the length of the sequence")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1024, 2048, 4096])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--weights", default="float32", choices=("model", "reference", *WEIGHTS), help="of --growth")
+    parser.add_argument(
+        "--weights", default="float32", choices=("model", "reference", "compiled", *WEIGHTS), help="of --growth"
+    )
+    parser.add_argument("--alone", action="store_true", help="of --growth: no two rows have a prompt in common")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--kv", default="model", choices=CACHES, help="of --growth")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     model, vocabulary = load_trained_model(args.model) if args.model else make_random_model(args.shape)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA GPU is found here")
     model.config.use_cache = True
+    model.to(args.device)
     prompt, bare = make_request(vocabulary, args.model)
     sampling = SamplingConfig(temperature=args.temperature, top_k=args.top_k)
     drafts = read_drafts(args.model) if args.model else []
@@ -372,8 +416,9 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
-    native, reason = load_native()
-    print(f"this machine reads {measure_reading():.1f} GB/s; packed steps by", end=" ")
+    native, reason = load_native() if args.device == "cpu" else (None, torch.cuda.get_device_name())
+    reading = measure_reading(args.device)
+    print(f"this machine reads {reading:.1f} GB/s; packed steps by", end=" ")
     print("torch's operators: " + reason if native is None else "compiled code")
     if args.passes:
         if args.model is None:
@@ -381,19 +426,14 @@ def main() -> None:
         count_passes(bench, args.model, args.decoders)
         return
     if args.growth:
-        measure_growth(bench, args.contexts, args.batches, args.weights, args.kv)
+        measure_growth(bench, args.contexts, args.batches, args.weights, args.kv, args.alone)
         return
-    narrow = {name: Engine(model, vocabulary, weights=name) for name in WEIGHTS}
-    packed, int8 = narrow["float32"], narrow["int8"]
-    engines = {
-        "reference": (Engine(model, vocabulary, "reference"), None, 4),
-        "lean": (Engine(model, vocabulary, "lean", weights="model"), None, 4),
-        "packed": (packed, None, 4),
-        **{name: (narrow[name], None, BYTES[name]) for name in WEIGHTS[1:]},
-    }
+    engines: dict[str, tuple[Engine, str | None, float]] = {**make_engines(model, vocabulary, args.device)}
+    packed = engines["packed"][0]
     for name in fill_drafts(args.decoders, drafts):
         engines[name] = (packed, name, 4)
-        engines[f"{name}+int8"] = (int8, name, BYTES["int8"])
+        if "int8" in engines:
+            engines[f"{name}+int8"] = (engines["int8"][0], name, BYTES["int8"])
     names = ["peer", *engines]
     times: dict[str, list[float]] = {name: [] for name in names}
     processor: dict[str, list[float]] = {name: [] for name in names}
@@ -415,7 +455,7 @@ def main() -> None:
     likelihood = bench.compute_log_likelihood(packed, greedy[0])
     base, base_worked = statistics.median(times["peer"]), statistics.median(processor["peer"])
     print(f"{'':23s} s/batch  pictures/min   x peer  processor s  x peer", end="")
-    print("  passes  weights GB/s  greedy ids       log-probability a code")
+    print("  passes  weights GB/s  share  greedy ids       log-probability a code")
     for name, values in times.items():
         median = statistics.median(values)
         line = f"{name:23s} {median:7.3f} {60 * args.pictures / median:13.1f} {base / median:8.2f}"
@@ -427,7 +467,8 @@ def main() -> None:
             same = sum(a == b for x, y in zip(found, greedy, strict=True) for a, b in zip(x, y, strict=True))
             change = bench.compute_log_likelihood(engine, greedy[0]) - likelihood
             passes = statistics.median(forwards[name]) / bench.num_codes
-            line += f" {float(measure_bandwidth(bench, median, size)) * passes:13.1f}"
+            achieved = measure_bandwidth(bench, median, size) * passes
+            line += f" {achieved:13.1f} {100 * achieved / reading:5.1f}%"
             line += f"  {'identical' if found == greedy else f'{same} of {bench.num_codes * args.pictures}':12s}"
             line += f" {likelihood:10.4f} {change:+.4f}"
         print(line)

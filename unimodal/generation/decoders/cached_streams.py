@@ -96,7 +96,8 @@ class CachedStreams:
     def cover(self, stream: CachedStream, capacity: int) -> None:
         """Take the blocks that a stream of so many tokens will need."""
         for paged, held in zip(self.caches, stream.held, strict=True):
-            paged.cover(held, min(capacity, held.begin + paged.count_blocks(capacity) * BLOCK))
+            if paged.cover(held, min(capacity, held.begin + paged.count_blocks(capacity) * BLOCK)):
+                self._layout = _Layout([])
 
     def trim(self, stream: CachedStream) -> None:
         """Give back what only a long step needed."""

@@ -89,7 +89,8 @@ class CompiledDecoder(LeanDecoder):
         if not self.streams:
             return
         width = max(len(stream.held[0].blocks) for stream in self.streams)
-        if self.cached.caches[0].find_run([stream.held[0] for stream in self.streams]) is None:
+        run = self.cached.caches[0].find_run([stream.held[0] for stream in self.streams])
+        if run is None or self.streams[0].held[0].blocks[0] != 1:  # where a view of fixed shapes begins
             self._move_streams(width)
         lengths = torch.tensor([stream.length for stream in self.streams], device=self.layers.device)
         cache = self.cached.caches[0].cache.data

@@ -56,7 +56,7 @@ class LeanDecoder:
 
     def __init__(self, model: PreTrainedModel | LeanLayers, kv: str = "model") -> None:
         self.layers = model if isinstance(model, LeanLayers) else LeanLayers(model, kv)
-        self.streams, self.begun = [], []
+        self.streams, self.begun, self.num_read = [], [], 0
 
     @property
     def num_bytes(self) -> int:

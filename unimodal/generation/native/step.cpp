@@ -265,7 +265,8 @@ class Run {
         const int64_t heads = tokens * m.kv_heads >= 4 * s.threads || s.threads == 1 ? group : 1;
         std::vector<float> room, query(heads * m.head_width);
         share(phase, tokens * (m.heads / heads), [&](int64_t item) {
-            const int64_t token = tokens - 1 - item / (m.heads / heads), head = item % (m.heads / heads) * heads;
+            // all tokens of a head one after the other: streams that share blocks find them in the processor's cache
+            const int64_t token = tokens - 1 - item % tokens, head = item / tokens * heads;
             const int64_t stream = token / s.num_new;
             turn_heads(layer, layer.query_norm, token, head, heads, 0, m.heads, query.data());
             Sight sight{held.low[token], held.high[token], nullptr};
