@@ -189,3 +189,20 @@ def test_prefixes_of_one_copy_are_one(model):
         expected = model.get_decoder()(input_ids=torch.tensor([prompt]), use_cache=False).last_hidden_state[0, -1]
         torch.testing.assert_close(state, expected, rtol=1e-5, atol=1e-5)
     assert decoder.cached.caches[0].num_used * BLOCK < 3 * 110 + BLOCK
+
+
+@torch.inference_mode()
+def test_rows_that_were_read_together_find_the_blocks_of_their_answers(make_model):
+    """Their blocks are taken behind the last piece of their prompts, of which a table was made."""
+    model = make_model(max_positions=512)
+    prompts = [[*SYSTEM[:100], 5], [*SYSTEM[:100], 6]]
+    states = []
+    for shares in (True, False):
+        decoder = LeanDecoder(model)
+        decoder.shares = shares
+        states.append([decoder.prefill([[token % 40 for token in prompt] for prompt in prompts], 0, 240)])
+        for number in range(4):
+            new = torch.randint(1, 40, (2, 30), generator=torch.Generator().manual_seed(number))
+            states[-1].append(decoder.step(new, every=True))
+        assert decoder.num_read == (102 if shares else 202)
+    torch.testing.assert_close(*states, rtol=1e-5, atol=1e-5)

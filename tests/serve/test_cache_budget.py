@@ -102,7 +102,7 @@ def test_a_large_request_is_passed_but_not_for_ever():
     waiting.requests.append(large)
     for number in range(3 * MOST_PASSING):
         waiting.requests.append(Ticket(make_text(9, 9, number), client=f"small {number}"))
-    while (ticket := waiting.find_next(0, 0, lambda ticket: ticket is not large)) is not None:
+    while (ticket := waiting.find_next(0, 0, fits=lambda ticket: ticket is not large)) is not None:
         waiting.take(ticket)
         passed += 1
     assert passed == MOST_PASSING

@@ -32,7 +32,7 @@ class WaitingRows:
         return len(self.requests) + len(self.drafts)
 
     def find_next(
-        self, num_requests: int, num_drafts: int, fits: Callable[[Ticket], bool] = lambda _: True
+        self, num_requests: int, num_drafts: int, *, fits: Callable[[Ticket], bool] = lambda _: True
     ) -> Ticket | None:
         """Who has the next row beside so many of both kinds; None where nobody waits or there is no room.
 

@@ -298,10 +298,11 @@ class Worker:
         coming = Newcomers(self._read_slice(batch), bool(len(batch)))
         seated = [*self._rows.values(), *coming.tickets, *self._long.tickets]
         num_drafts = sum(ticket.owner is not None for ticket in seated)
-        counts, unfit = [len(seated) - num_drafts, num_drafts], []
+        counts = [len(seated) - num_drafts, num_drafts]
+        unfit: list[tuple[Ticket, Exception]] = []
         self._budget.begin_turn(batch, [*coming.tickets, *self._long.tickets])
         with self._changed:
-            while (ticket := self._waiting.find_next(*counts, self._budget.fits)) is not None:
+            while (ticket := self._waiting.find_next(*counts, fits=self._budget.fits)) is not None:
                 try:
                     self._budget.take(ticket)
                 except ValueError as error:
@@ -313,8 +314,8 @@ class Worker:
                         break
                     counts[ticket.owner is not None] += 1
                 self._waiting.take(ticket)
-        for ticket, error in unfit:
-            self._fail_ticket(batch, ticket, error)
+        for ticket, reason in unfit:
+            self._fail_ticket(batch, ticket, reason)
         newcomers = [ticket for ticket in coming.tickets if ticket.owner is None or ticket.owner in self._composing]
         if not newcomers:
             return

@@ -151,7 +151,7 @@ class CachedStreams:
                 local = numbers - torch.tensor(begins, device=device)[:, None]
             end = max(n + num_new - begin for n, begin in zip(lengths, begins, strict=True))
             table = layout.tables[number]
-            view = LayersView(
+            own = LayersView(
                 paged,
                 torch.nn.functional.pad(table, (0, max(0, -(-end // BLOCK) - table.shape[1]))),  # for pads
                 local,
@@ -161,8 +161,8 @@ class CachedStreams:
                 pads,
             )
             if visible is not None:
-                view.see(visible, starts + num_new, begins)
-            views.append(view)
+                own.see(visible, starts + num_new, begins)
+            views.append(own)
         view = StepView(views, self.layers.homes, len(streams), num_new, positions)
         for own in views:
             if own.paged.places is not None:

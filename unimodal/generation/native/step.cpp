@@ -26,7 +26,7 @@ struct Model {
 };
 
 // A cache, and what the new tokens write and see there. Tokens of a stream are numbered from the first one held.
-struct Held {
+struct StepCache {
     uint8_t* cache;
     uint16_t* scales;
     int64_t slots;         // of the cache
@@ -43,7 +43,7 @@ struct Step {
     int64_t streams, num_new;
     const float *cos[2], *sin[2];  // [positions, rotary_width / 2] of each table
     const int64_t* position;       // of each token
-    Held held[2];
+    StepCache held[2];
     int64_t cache_kind, threads;
 };
 
@@ -216,7 +216,7 @@ class Run {
     }
 
     Entries entries(const Layer& layer, int64_t which, int64_t stream, int64_t head) const {
-        const Held& held = s.held[layer.home];
+        const StepCache& held = s.held[layer.home];
         const int64_t at = ((layer.number * 2 + which) * m.kv_heads + head) * held.slots;
         return {held.cache + at * m.head_width * entry_bytes(s.cache_kind), held.scales + at,
                 held.table + stream * held.blocks, s.cache_kind, m.head_width};
@@ -259,7 +259,7 @@ class Run {
 
     void attend_all(int64_t phase, int64_t number) {
         const Layer& layer = m.layers[number];
-        const Held& held = s.held[layer.home];
+        const StepCache& held = s.held[layer.home];
         const int64_t group = m.heads / m.kv_heads;
         // heads that share keys together, unless that leaves threads without work
         const int64_t heads = tokens * m.kv_heads >= 4 * s.threads || s.threads == 1 ? group : 1;

@@ -35,7 +35,7 @@ class Model(ctypes.Structure):
     ]
 
 
-class Held(ctypes.Structure):
+class StepCache(ctypes.Structure):
     _fields_ = [
         *_list_fields(_Pointer, "cache scales"),
         *_list_fields(_Whole, "slots"),
@@ -53,6 +53,6 @@ class Step(ctypes.Structure):
         ("cos", _Pointer * 2),
         ("sin", _Pointer * 2),
         *_list_fields(_Pointer, "position"),
-        ("held", Held * 2),
+        ("held", StepCache * 2),
         *_list_fields(_Whole, "cache_kind threads"),
     ]
