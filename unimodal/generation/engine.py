@@ -268,7 +268,7 @@ class Engine:
                 self.head.forget()
                 self._head_state = now
 
-    def _can_read(self, ids: Sequence[int]) -> bool:
+    def can_read(self, ids: Sequence[int]) -> bool:
         """Whether all ids are rows of the vocabulary or of kept features, and the last one is no feature."""
         size = self.vocabulary.size
         if min(ids) >= 0 and max(ids) < size:
@@ -298,7 +298,7 @@ class Engine:
             for ids in needed:
                 if not len(ids):
                     raise ValueError("a prompt is empty; it holds at least <|bos|>")
-                if not self._can_read(ids):
+                if not self.can_read(ids):
                     raise ValueError(f"a prompt has an id outside the {self.vocabulary.size} rows of the vocabulary")
                 length = self.vocabulary.positions.count(ids)
                 if length + config.max_new_tokens > self.max_positions:

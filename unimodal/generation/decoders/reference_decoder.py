@@ -104,19 +104,30 @@ class ReferenceDecoder:
     def step(
         self, ids: Tensor, offsets: Tensor | None = None, visible: Tensor | None = None, every: bool = False
     ) -> Tensor:
-        begin, end = self.length, self.length + ids.shape[1]
+        read = {"input_ids": ids} if ids.dim() == 2 else {"inputs_embeds": embed_positions(self._table, ids)}
+        states = self._read(read, ids.shape[1], offsets, visible)
+        return states if every else states[:, -1]
+
+    def step_embedded(self, embedded: Tensor) -> Tensor:
+        """Append what is no row, embedded [S, P, D], to the streams; return their last hidden states [S, D]."""
+        return self._read({"inputs_embeds": embedded}, embedded.shape[1])[:, -1]
+
+    def _read(
+        self, read: dict[str, Tensor], num: int, offsets: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """Append `num` tokens, as ids or embedded, and return their last hidden states [S, P, D]."""
+        begin, end, device = self.length, self.length + num, self.pads.device
         if offsets is None:
-            offsets = torch.arange(ids.shape[1], device=ids.device)[None]
+            offsets = torch.arange(num, device=device)[None]
         positions = (begin - self.pads[:, None] + offsets).clamp(min=0)  # [S, P]
         self._drop_unseen(positions, ids.shape[1])
         self.length = end
         self.places = torch.cat([self.places, positions.expand(len(self.pads), -1)], 1)
         mask: Tensor | dict[str, Tensor]
         if visible is None:
-            mask = (torch.arange(end, device=ids.device)[None, :] >= self.pads[:, None]).long()  # [S, end]
+            mask = (torch.arange(end, device=device)[None, :] >= self.pads[:, None]).long()  # [S, end]
         else:
             mask = self._mask_visible(build_visible_mask(visible, self.pads, begin, end), positions)
-        read = {"input_ids": ids} if ids.dim() == 2 else {"inputs_embeds": embed_positions(self._table, ids)}
         out = self.backbone(
             **read,
             attention_mask=mask,
@@ -124,7 +135,8 @@ class ReferenceDecoder:
             use_cache=True,
             **{self._cache_name: self.cache},
         )
-        return out.last_hidden_state if every else out.last_hidden_state[:, -1]
+        states: Tensor = out.last_hidden_state
+        return states
 
     def _drop_unseen(self, positions: Tensor, num_new: int) -> None:
         """Of layers with windows drop the slots that no token from these positions [S, P] on sees, once it is full."""
