@@ -23,6 +23,7 @@ from unimodal.model.adapter import merge
 from unimodal.model.base import SMOLLM2, load_base
 from unimodal.model.build import build_model
 from unimodal.model.depth_decoder import DepthSettings
+from unimodal.model.fourier_head import FourierSettings
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.training.command import Flags, run_training
@@ -54,6 +55,7 @@ class FullRecipe(Config):
     #: medium → the order in which the codes of its books are written: flat, delay, coarse_first
     code_order: dict[str, str] = {}
     depth: DepthSettings = DepthSettings()
+    fourier: FourierSettings | None = None  # blocks of ordered codes that a smooth density scores; not exported
     initialiser: str = "codebook"
     donor: Annotated[Path | None, MAY_CHANGE] = (
         None  # a trained model of ours with the same tokenizers, for initialiser omp
@@ -75,7 +77,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_objective(cfg.objective, cfg.loss)
-    check_push(cfg.push, cfg.media, cfg.summed)
+    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 
@@ -104,6 +106,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         seed=cfg.loop.seed,
         attention=cfg.attention,
         depth=cfg.depth,
+        fourier=cfg.fourier,
     ).to(device)
     check_room(cfg.out, model, whole=True)
     module = make_objective(cfg.objective, cfg.loss, model, template)
@@ -128,7 +131,9 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     # whole tensors again, in a model that was never split
     state = parallel.gather_state(model)
     if main:
-        whole = build_model(cfg.base, template.vocabulary, freeze_base=False, initialiser="mean", depth=cfg.depth)
+        whole = build_model(
+            cfg.base, template.vocabulary, freeze_base=False, initialiser="mean", depth=cfg.depth, fourier=cfg.fourier
+        )
         whole.load_state_dict(state)
         save_tuned(cfg.out, merge(whole), None, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)

@@ -26,6 +26,7 @@ from unimodal.evaluation import run_suite
 from unimodal.model.base import SMOLLM2, Precision, load_base
 from unimodal.model.build import build_model
 from unimodal.model.depth_decoder import DepthSettings
+from unimodal.model.fourier_head import FourierSettings
 from unimodal.model.lora import LoraSettings
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.registry import ObjectiveConfig
@@ -65,6 +66,7 @@ class LoraRecipe(Config):
     #: medium → the order in which the codes of its books are written: flat, delay, coarse_first
     code_order: dict[str, str] = {}
     depth: DepthSettings = DepthSettings()
+    fourier: FourierSettings | None = None  # blocks of ordered codes that a smooth density scores; not exported
     initialiser: str = "codebook"
     #: JSON {block: [words of each code]}: rows of codes that have a name begin as its words
     row_words: Annotated[Path | None, MAY_CHANGE] = None
@@ -94,7 +96,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media, "donor": cfg.donor})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_objective(cfg.objective, cfg.loss)
-    check_push(cfg.push, cfg.media, cfg.summed)
+    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
 
@@ -124,6 +126,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         seed=cfg.loop.seed,
         attention=cfg.attention,
         depth=cfg.depth,
+        fourier=cfg.fourier,
     )
     if not (cfg.eight_bit or cfg.four_bit):
         model.to(device)

@@ -24,6 +24,7 @@ from unimodal.evaluation import run_suite
 from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder
+from unimodal.model.fourier_head import FourierSettings, add_fourier_heads
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.text.tokenizer import TextTokenizer
@@ -57,6 +58,7 @@ class PretrainRecipe(Config):
     #: medium → the order in which the codes of its books are written: flat, delay, coarse_first
     code_order: dict[str, str] = {}
     depth: DepthSettings = DepthSettings()
+    fourier: FourierSettings | None = None  # blocks of ordered codes that a smooth density scores; not exported
     attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig(z_loss=1e-5)
     #: what the model is asked and measured by at every validation
@@ -74,7 +76,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_objective(cfg.objective, cfg.loss, from_nothing=True)
-    check_push(cfg.push, cfg.media, cfg.summed)
+    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None)
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
     parallel = start("fsdp")
@@ -99,6 +101,8 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
             seed=cfg.loop.seed,
         )
         add_depth_decoder(made, template.vocabulary, cfg.depth, cfg.loop.seed)
+        if cfg.fourier is not None:
+            add_fourier_heads(made, template.vocabulary, cfg.fourier, cfg.loop.seed)
         return made
 
     model = make_model().to(device)

@@ -30,6 +30,7 @@ from unimodal.generation.fast.draft_heads import DraftHeadDecoder
 from unimodal.model.attention import Packing, set_attention
 from unimodal.model.base import load_base
 from unimodal.model.draft_heads import DraftHeads, DraftHeadSettings, copy_head_rows, make_draft_heads
+from unimodal.model.fourier_head import FOURIER_FILE
 from unimodal.model.image_head import ImageHead
 from unimodal.model.logits import read_logit_rule
 from unimodal.model_folder.draft_heads import DRAFT_HEADS, load_draft_heads, save_draft_heads
@@ -91,6 +92,8 @@ def run(cfg: DraftRecipe, flags: Flags) -> None:
     media = open_media(cfg.model, parallel.device)
     template = make_joint_template(base, media)
     vocabulary, model = template.vocabulary, base.model.to(parallel.device).requires_grad_(False).eval()
+    if (cfg.model / FOURIER_FILE).is_file():
+        raise ValueError(f"model: {cfg.model} has Fourier heads, which draft heads do not learn; name another")
     if not vocabulary.positions.is_flat:
         raise ValueError(f"model: {cfg.model} writes several codes at a position, which is not guessed; name another")
     inputs = describe_inputs(template, media, model)

@@ -34,7 +34,9 @@ from unimodal.files import describe_error, is_hub_id, read_json, write_json
 from unimodal.model.adapter import load_adapter, merge
 from unimodal.model.adapter_files import BASE_FILE, is_adapter, read_adapter_record
 from unimodal.model.base import load_base
+from unimodal.model.continuous_media import CONTINUOUS_FILE
 from unimodal.model.depth_decoder import DEPTH_FILE
+from unimodal.model.fourier_head import FOURIER_FILE
 from unimodal.model.image_head import HEAD_FILE
 from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.decoder import load_stock
@@ -100,6 +102,16 @@ def export_model(
         raise ValueError(
             f"{source} scores pictures by a network of its own ({HEAD_FILE}), which no stock causal LM has; it is not "
             "exported: use or push that folder as it is"
+        )
+    if (source / CONTINUOUS_FILE).is_file():
+        raise ValueError(
+            f"{source} reads and writes vectors in place of codes ({CONTINUOUS_FILE}), which no stock causal LM does; "
+            "it is not exported: use that folder as it is"
+        )
+    if (source / FOURIER_FILE).is_file():
+        raise ValueError(
+            f"{source} scores ordered codes by densities ({FOURIER_FILE}), which no stock causal LM has; it is not "
+            "exported: use that folder as it is"
         )
     _check_flat(source, vocabulary)
     adapter = is_adapter(source)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from unimodal.generation.guidance import combine
 from unimodal.generation.spans import Ranges
+from unimodal.model.fourier_head import FourierRows, find_scoring_head
 from unimodal.model.image_head import ImageHead
-from unimodal.model.logits import read_logit_rule
+from unimodal.model.logits import PLAIN, read_logit_rule
 from unimodal.model.rows import ExtendedHead, read_head_bias, read_head_rows
 
 if TYPE_CHECKING:
@@ -66,18 +67,20 @@ class Candidates:
 class SlicedHead:
     """The head of a causal LM, computed for some of its rows.
 
-    A plain or extended matrix is read in slices, an `ImageHead` scores rows itself, and any other head (one wrapped by
-    LoRA, say) is run whole. make_product: (weight [k, D], bias [k] or None) → their product with hidden states; then
-    slices are read as packed copies, and `forget` is to be called when the head's weights change. Logits are scaled and
-    capped as the model does it (`unimodal.model.logits`).
+    A plain or extended matrix is read in slices, an `ImageHead` and Fourier heads score rows themselves, and any other
+    head (one wrapped by LoRA, say) is run whole. make_product: (weight [k, D], bias [k] or None) → their product with
+    hidden states; then slices are read as packed copies, and `forget` is to be called when the head's weights change.
+    Logits are scaled and capped as the model does it (`unimodal.model.logits`).
     """
 
     def __init__(self, model: PreTrainedModel, make_product: MakeProduct | None = None) -> None:
         self.head: nn.Module = model.get_output_embeddings()
-        self.rule = read_logit_rule(model)
+        scoring = find_scoring_head(model)
+        self.fourier = scoring if isinstance(scoring, FourierRows) else None  # its logits are final
+        self.rule = read_logit_rule(model) if self.fourier is None else PLAIN
         extended = isinstance(self.head, ExtendedHead)
         self.num_rows = self.head.num_rows if extended else int(self.head.out_features)
-        self.sliceable = type(self.head) is nn.Linear or extended
+        self.sliceable = self.fourier is None and (type(self.head) is nn.Linear or extended)
         self.make_product = make_product if self.sliceable else None
         self.device = next(model.parameters()).device
         self._made: dict[Ranges, Candidates] = {}
@@ -126,6 +129,8 @@ class SlicedHead:
                     for s in candidates.slices
                 ]
             )
+        elif self.fourier is not None:
+            logits = self.fourier.score(hidden, list(candidates.slices))[0]
         elif isinstance(self.head, ImageHead):
             logits = _join([self.head.compute_logits(hidden, s) for s in candidates.slices])
         else:
@@ -140,7 +145,7 @@ class SlicedHead:
 
         scales: [R, 1]. head: as in `compute_logits`. A linear head is run once, on the combined states.
         """
-        if not isinstance(self.head, ImageHead) and self.rule.cap is None:
+        if self.fourier is None and not isinstance(self.head, ImageHead) and self.rule.cap is None:
             return self.compute_logits(combine(hidden, other, scales), candidates, head)
         own, unconditional = (self.compute_logits(states, candidates, head) for states in (hidden, other))
         logits = combine(own, unconditional, scales)

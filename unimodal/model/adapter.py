@@ -6,6 +6,8 @@
     new_rows.safetensors        `input` [R, D] and, on an untied base, `output` [R, D]; int8 with `…_scale` [R, 1]
                                 where asked for
     depth_decoder.safetensors   of a vocabulary with summed positions
+    continuous_media.safetensors   of a model that reads and writes vectors
+    fourier_heads.safetensors   of a model whose ordered codes are scored so
     vocabulary.json
 
 The base is not copied: loading reads it from its folder or from the hub, and refuses another base. `merge` makes a
@@ -30,7 +32,9 @@ from unimodal.model.adapter_files import (
     write_adapter_record,
 )
 from unimodal.model.base import LoadedBase, Precision, hash_base, load_base
+from unimodal.model.continuous_media import attach_continuous_media, find_continuous_media
 from unimodal.model.depth_decoder import attach_depth_decoder, find_depth_decoder
+from unimodal.model.fourier_head import attach_fourier_heads, find_fourier_heads
 from unimodal.model.lora import ADAPTER, add_lora, extract_lora_state, find_lora_layers, load_lora_state, merge_lora
 from unimodal.model.rows import ExtendedEmbedding, extend_rows, find_base_table, get_new_rows, merge_rows
 from unimodal.vocabulary import Vocabulary, read_vocabulary
@@ -94,9 +98,9 @@ def save_adapter(
             table = table.detach().float().cpu()
             rows |= _round_to_8_bits(side, table) if rows_in_8_bits else {side: table.to(dtype).contiguous()}
         write_bytes_atomically(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
-    depth = find_depth_decoder(model)
-    if depth is not None:
-        depth.save(folder)
+    for beside in (find_depth_decoder(model), find_continuous_media(model), find_fourier_heads(model)):
+        if beside is not None:
+            beside.save(folder)
     vocabulary.save(folder / "vocabulary.json")
     record = AdapterRecord(
         format=FORMAT,
@@ -155,6 +159,8 @@ def load_adapter(
         for parameter in get_new_rows(model).values():
             parameter.requires_grad_(True)
     attach_depth_decoder(model, folder, vocabulary, torch.float32)
+    attach_continuous_media(model, folder, vocabulary, torch.float32)
+    attach_fourier_heads(model, folder, vocabulary, torch.float32)
     return model.eval(), vocabulary
 
 

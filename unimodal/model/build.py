@@ -21,6 +21,12 @@ from unimodal.config import Config
 from unimodal.model.attention import set_attention
 from unimodal.model.base import LoadedBase, Precision, load_base
 from unimodal.model.depth_decoder import DEPTH_FILE, DepthSettings, add_depth_decoder, attach_depth_decoder
+from unimodal.model.fourier_head import (
+    FOURIER_FILE,
+    FourierSettings,
+    add_fourier_heads,
+    attach_fourier_heads,
+)
 from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
 from unimodal.model.rows import extend_rows, get_new_rows, share_rows
@@ -126,6 +132,7 @@ def build_model(
     precision: Precision = "float32",
     eight_bit: bool = False,
     depth: DepthSettings | None = None,
+    fourier: FourierSettings | None = None,
 ) -> PreTrainedModel:
     """A pretrained causal LM that reads and writes ``vocabulary``: the base's table, new rows behind it, and LoRA.
 
@@ -133,7 +140,8 @@ def build_model(
     or everything with ``freeze_base=False``. initialiser: a name of ``INITIALISERS``, which is given ``features``,
     ``words`` and ``donor`` (one for both sides, or one for each). shared: features [R, F] of blocks whose rows learn
     together (`rows.share_rows`). depth: the size of the depth decoder that a vocabulary with summed positions needs; a
-    base of ours that has one keeps it.
+    base of ours that has one keeps it. fourier: the blocks of ordered codes that Fourier heads score; a base of ours
+    that has such heads keeps them.
     New rows are always trained, on both sides, in float32; a base that has all rows of the vocabulary already (a model
     of ours) gets none. Raises ValueError for a vocabulary that was not laid out behind this base's rows, and for
     settings that contradict each other or would train nothing.
@@ -174,4 +182,10 @@ def build_model(
         attach_depth_decoder(model, base.name, vocabulary, torch.float32)
     else:
         add_depth_decoder(model, vocabulary, depth, seed)
+    if (Path(base.name) / FOURIER_FILE).is_file() and not num_new:
+        if fourier is not None:
+            raise ValueError(f"{base.name} has Fourier heads, which are trained further; leave fourier out")
+        attach_fourier_heads(model, base.name, vocabulary, torch.float32)
+    elif fourier is not None:
+        add_fourier_heads(model, vocabulary, fourier, seed)
     return model

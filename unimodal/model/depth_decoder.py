@@ -14,6 +14,11 @@ scores the other codes by the head's rows of their groups too, so that nothing b
 last projection begins at zero: a tune starts with every code scored by the decoder's state alone, MusicGen's parallel
 heads, and learns what the codes before say.
 
+Of kind `parallel` it stays so: there is no small transformer, and the codes of a position are drawn independently. With
+the codes of a large codebook in parts (`tokenizers/parts/split_ids.py`, groups of bits) these are the sub-codes of ELM
+(arXiv 2410.16257), each with rows and a head of its own. ELM joins the sub-codes' vectors and maps them by a matrix,
+which is a sum of mapped rows, so it needs no module here.
+
 Shapes: R positions, K codes of a position that are given, G the most codes of a position, D width of the decoder, E
 width of the small one, H heads, W head width.
 """
@@ -21,11 +26,11 @@ width of the small one, H heads, W head width.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unimodal.config import Config
@@ -44,11 +49,19 @@ _WIDEST, _HEAD_WIDTH, _STD = 1024, 64, 0.02
 class DepthSettings(Config):
     """The size of a depth decoder; UniTok has 3 layers of the decoder's width, CSM 4 and Moshi 6 of 1,024.
 
-    width: by default the decoder's, at most 1,024.
+    width: by default the decoder's, at most 1,024. kind `parallel` has no layers.
     """
 
+    kind: Literal["transformer", "parallel"] = "transformer"
     num_layers: int = Field(default=3, ge=1)
     width: int | None = Field(default=None, ge=2, multiple_of=2)
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        for name in ("num_layers", "width") if self.kind == "parallel" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"depth.kind parallel has no layers and no width; leave {name} out")
+        return self
 
 
 def embed_positions(table: nn.Module, ids: Tensor) -> Tensor:
@@ -97,6 +110,10 @@ class DepthDecoder(nn.Module):
     def __init__(self, width: int, num_codes: int, settings: DepthSettings | None = None, seed: int = 0) -> None:
         super().__init__()
         settings = settings or DepthSettings()
+        self.width = width
+        if settings.kind == "parallel":
+            self.num_codes, self.settings, self.layers = num_codes, settings, nn.ModuleList()
+            return
         own = settings.width or min(width, _WIDEST)
         num_heads = max(1, own // _HEAD_WIDTH)
         own -= own % num_heads
@@ -132,7 +149,8 @@ class DepthDecoder(nn.Module):
         from safetensors.torch import save
 
         state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        metadata = {"format": "pt", "settings": self.settings.model_dump_json()}
+        metadata = {"format": "pt", "settings": self.settings.model_dump_json(), "width": str(self.width)}
+        metadata["num_codes"] = str(self.num_codes)
         write_bytes_atomically(Path(folder) / DEPTH_FILE, save(state, metadata=metadata))
 
 
@@ -149,7 +167,11 @@ class DepthPass:
 
     def read(self, codes: Tensor) -> Tensor:
         """Read the next codes, embedded [R, K, D], → [R, K, D]; all at once, or one at a time."""
-        depth, kind = self.depth, self.depth.places.dtype
+        depth = self.depth
+        if depth.settings.kind == "parallel":
+            self.num_read += codes.shape[1]
+            return self.states[:, None].expand(-1, codes.shape[1], -1)
+        kind = depth.places.dtype
         x = depth.project_code(depth.norm_code(codes.to(kind)))
         if not self.num_read:
             x = torch.cat([depth.project_state(depth.norm_state(self.states.to(kind)))[:, None], x], 1)
@@ -211,9 +233,13 @@ def attach_depth_decoder(
         raise ValueError(f"{path} is missing: it writes the codes of summed positions; copy or download it again")
     try:
         with safe_open(path, framework="pt") as file:
-            settings = DepthSettings.model_validate_json((file.metadata() or {})["settings"])
+            metadata = file.metadata() or {}
+            settings = DepthSettings.model_validate_json(metadata["settings"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        width, num_codes = len(state["project_out.weight"]), len(state["places"])
+        if settings.kind == "parallel":
+            width, num_codes = int(metadata["width"]), int(metadata["num_codes"])
+        else:
+            width, num_codes = len(state["project_out.weight"]), len(state["places"])
         depth = DepthDecoder(width, num_codes, settings)
         depth.load_state_dict(state)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

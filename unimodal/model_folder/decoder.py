@@ -11,7 +11,9 @@ from unimodal.files import describe_error, read_json
 from unimodal.model.adapter import load_adapter
 from unimodal.model.adapter_files import is_adapter, read_adapter_record
 from unimodal.model.base import find_decoder_class, load_base, silence_transformers
+from unimodal.model.continuous_media import attach_continuous_media
 from unimodal.model.depth_decoder import attach_depth_decoder
+from unimodal.model.fourier_head import attach_fourier_heads
 from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
 from unimodal.model_folder.layout import CONFIG_FILE
 from unimodal.vocabulary import Vocabulary
@@ -36,6 +38,8 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> PreTrainedModel:
     decoder = load_stock(folder, torch.float32)
     attach_image_head(decoder, folder)
     attach_depth_decoder(decoder, folder, vocabulary)
+    attach_continuous_media(decoder, folder, vocabulary)
+    attach_fourier_heads(decoder, folder, vocabulary)
     _check_head(decoder, vocabulary, folder)
     return decoder
 

@@ -7,6 +7,8 @@
     image_tokenizer/ audio_tokenizer/ video_tokenizer/               config.json and model.safetensors each
     image_reader/                                                    the same, of a model that reads features, no codes
     depth_decoder.safetensors                                        writes the codes of summed positions
+    continuous_media.safetensors                                     reads and writes vectors in place of codes
+    fourier_heads.safetensors                                        score the codes of ordered blocks
 
 An adapter has `base.json`, which names its base, and its own weights in place of the decoder.
 """

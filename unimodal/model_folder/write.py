@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unimodal.model.continuous_media import take_continuous_media
 from unimodal.model.depth_decoder import take_depth_decoder
+from unimodal.model.fourier_head import take_fourier_heads
 from unimodal.model_folder.hashes import check_hash
 from unimodal.model_folder.layout import (
     GENERATION_FILE,
@@ -61,9 +63,9 @@ def save_model(
 
         logging.disable_progress_bar()
         stored = copy.deepcopy(decoder)
-        depth = take_depth_decoder(stored)
-        if depth is not None:
-            depth.save(new)
+        for beside in (take_depth_decoder(stored), take_continuous_media(stored), take_fourier_heads(stored)):
+            if beside is not None:
+                beside.save(new)
         stored.half()
         stored.config.use_cache = True
         stored.save_pretrained(new)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from unimodal.model.fourier_head import FourierRows, find_scoring_head
 from unimodal.model.image_head import ImageHead
 from unimodal.model.logits import read_logit_rule
 from unimodal.model.rows import read_head_bias, select_head_parts
@@ -75,7 +76,9 @@ def list_chunks(tokens: LabelledTokens, groups: HeadGroups, cfg: LossConfig) -> 
 
 def compute_logits(model: PreTrainedModel, states: Tensor, rows: Sequence[range]) -> Tensor:
     """States [c, D] → the model's own logits over these rows, float32 [c, K]."""
-    head, pieces = model.get_output_embeddings(), []
+    head, pieces = find_scoring_head(model), []
+    if isinstance(head, FourierRows):
+        return head.score(states, list(rows))[0]
     for piece in rows:
         if isinstance(head, ImageHead):
             selected, parts = head.split_linear(states, [piece])

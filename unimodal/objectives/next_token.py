@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.media.registry import find_medium
+from unimodal.model.fourier_head import FourierRows, find_scoring_head
 from unimodal.model.image_head import ImageHead
 from unimodal.model.logits import PLAIN, LogitRule, read_logit_rule
 from unimodal.model.rows import select_head_biases, select_head_parts
@@ -192,7 +193,7 @@ def compute_sliced_cross_entropy(
         hidden,
         ids,
         shift_labels(labels, position_ids),
-        model.get_output_embeddings(),
+        find_scoring_head(model),
         groups,
         z_loss=z_loss,
         modality_weights=modality_weights,
@@ -206,7 +207,7 @@ class TokenLosses:
     """The losses of the P labelled positions, before they are weighted and summed.
 
     loss, lse [P]: cross-entropy and log-sum-exp, differentiable. where: int64 [P], places among the B*N flattened
-    tokens. group: int64 [P], index of the label's group, which also names its modality.
+    tokens. group: int64 [P], index of the label's group, which also names its modality. penalty: what a head adds, [P].
     """
 
     loss: Tensor
@@ -214,11 +215,13 @@ class TokenLosses:
     where: Tensor
     group: Tensor
     groups: HeadGroups
+    penalty: Tensor | None = None
 
     def join(self, others: TokenLosses) -> TokenLosses:
         """These losses and others of the same batch."""
         parts = [(one.loss, one.lse, one.where, one.group) for one in (self, others)]
         loss, lse, where, group = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        assert self.penalty is None and others.penalty is None, "Fourier heads score no summed positions"
         return TokenLosses(loss, lse, where, group, self.groups)
 
     def reduce(
@@ -234,6 +237,7 @@ class TokenLosses:
         if token_weights is not None:
             weight = weight * token_weights.to(weight.dtype)
         loss = self.loss + z_loss * self.lse.square() if z_loss else self.loss
+        loss = loss if self.penalty is None else loss + self.penalty.to(loss.dtype)
         sums = torch.zeros(2, len(factors), dtype=torch.float64, device=weight.device)
         sums[0].index_add_(0, self.group, self.loss.detach().double())
         sums[1].index_add_(0, self.group, torch.ones_like(self.loss, dtype=torch.float64))
@@ -250,7 +254,7 @@ def compute_token_losses(
     hidden: Tensor,
     ids: Tensor,
     targets: Tensor,
-    head: nn.Module,
+    head: nn.Module | FourierRows,
     groups: HeadGroups,
     softmax: str = "block",
     max_logits: int = MAX_LOGITS,
@@ -258,8 +262,8 @@ def compute_token_losses(
 ) -> TokenLosses:
     """Losses at hidden states [B, N, D] of tokens ``ids`` [B, N], for targets [B, N] of `shift_labels`.
 
-    max_logits: elements of the head's output at a time. rule: what the model does to the head's products
-    (`read_logit_rule`). Raises ValueError for an unknown softmax and for a label that is in no group.
+    head: of `find_scoring_head`. max_logits: elements of the head's output at a time. rule: what the model does to the
+    head's products (`read_logit_rule`). Raises ValueError for an unknown softmax and for a label that is in no group.
     """
     flat_hidden = hidden.reshape(-1, hidden.shape[-1])  # [B*N, D]
     flat_targets = targets.reshape(-1)
@@ -270,7 +274,10 @@ def compute_token_losses(
     group, index = groups.assign(target, ids.reshape(-1)[where])
     if bool((group < 0).any()):
         raise ValueError(f"label {int(target[group < 0][0])} belongs to no block of the vocabulary")
+    if isinstance(head, FourierRows) and softmax == "joint":
+        raise ValueError("Fourier heads score the codes of their blocks apart; leave loss.softmax at 'block'")
     losses, lses, order = [], [], []
+    penalty = torch.zeros(len(where), device=where.device) if isinstance(head, FourierRows) else None
     for g in [None] if softmax == "joint" and where.numel() else group.unique().tolist():
         if g is None:
             chosen, places = torch.arange(len(where), device=where.device), target
@@ -281,12 +288,21 @@ def compute_token_losses(
             places = index[chosen]
             rows = [*spec.pieces, *(range(row, row + 1) for row in spec.exits)]
         selected = flat_hidden.index_select(0, where[chosen])  # [P, D]
+        if isinstance(head, FourierRows) and any(map(head.covers, rows)):
+            logits, added = head.score(selected, rows)  # [P, K], of a block few rows
+            lses.append(logits.logsumexp(1))
+            losses.append(lses[-1] - logits.gather(1, places[:, None])[:, 0])
+            order.append(chosen)
+            assert penalty is not None
+            penalty = penalty.index_add(0, chosen, added)
+            continue
+        matrix = head.base if isinstance(head, FourierRows) else head
         biases: list[Tensor | None] = []
-        if isinstance(head, ImageHead):
-            selected, parts = head.split_linear(selected, rows)
+        if isinstance(matrix, ImageHead):
+            selected, parts = matrix.split_linear(selected, rows)
         else:
-            parts = [part for piece in rows for part in select_head_parts(head, piece)]
-            biases = [bias for piece in rows for bias in select_head_biases(head, piece)]
+            parts = [part for piece in rows for part in select_head_parts(matrix, piece)]
+            biases = [bias for piece in rows for bias in select_head_biases(matrix, piece)]
         loss, lse = compute_chunked_cross_entropy(selected, places, parts, max_logits, biases, rule)
         losses.append(loss)
         lses.append(lse)
@@ -295,14 +311,14 @@ def compute_token_losses(
         nothing = (hidden.sum() * 0.0).float()[None][:0]
         return TokenLosses(nothing, nothing, where, group, groups)
     back = torch.argsort(torch.cat(order))
-    return TokenLosses(torch.cat(losses)[back], torch.cat(lses)[back], where, group, groups)
+    return TokenLosses(torch.cat(losses)[back], torch.cat(lses)[back], where, group, groups, penalty)
 
 
 def compute_cross_entropy(
     hidden: Tensor,
     ids: Tensor,
     targets: Tensor,
-    head: nn.Module,
+    head: nn.Module | FourierRows,
     groups: HeadGroups,
     *,
     z_loss: float = 0.0,

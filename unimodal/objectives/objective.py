@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unimodal.model.attention import Packing
 from unimodal.model.depth_decoder import embed_positions, find_depth_decoder
+from unimodal.model.fourier_head import find_fourier_heads, find_scoring_head
 from unimodal.model.logits import read_logit_rule
 from unimodal.objectives.depth_loss import compute_depth_losses
 from unimodal.objectives.next_token import HeadGroups, LossConfig, TokenLosses, compute_token_losses, shift_labels
@@ -94,7 +95,7 @@ class Objective(nn.Module):
 
     def score(self, model: PreTrainedModel, hidden: Tensor, ids: Tensor, targets: Tensor) -> TokenLosses:
         """The losses of the labelled tokens by the model's last states [B, N, D]; targets of `shift_labels`, [B, N]."""
-        cfg, head = self.cfg, model.get_output_embeddings()
+        cfg, head = self.cfg, find_scoring_head(model)
         return compute_token_losses(hidden, ids, targets, head, self.groups, cfg.softmax, cfg.max_logits, self.rule)
 
     def weigh_modalities(self, losses: TokenLosses) -> Tensor:
@@ -106,8 +107,7 @@ class Objective(nn.Module):
     def touch_tables(self, total: Tensor) -> Tensor:
         """`total` plus 0 times the tables' rows: those that a batch does not score take part too, since DDP waits."""
         modules = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
-        depth = find_depth_decoder(self.model)
-        modules += [] if depth is None else [depth]
+        modules += [one for one in (find_depth_decoder(self.model), find_fourier_heads(self.model)) if one is not None]
         for parameter in dict.fromkeys(p for module in modules for p in module.parameters()):
             if parameter.requires_grad:
                 total = total + 0.0 * parameter.sum()

@@ -138,6 +138,8 @@ FAMILIES: dict[str, str] = {
     "emu3_video": "unimodal.tokenizers.pretrained.emu3:Emu3VideoTokenizer",
     "janus": "unimodal.tokenizers.pretrained.janus:JanusTokenizer",
     "janus_reader": "unimodal.tokenizers.pretrained.janus:JanusReader",
+    "limber": "unimodal.tokenizers.readers.limber:LimberReader",
+    "come_vl": "unimodal.tokenizers.readers.come_vl:CoMEVLReader",
     "encodec": "unimodal.tokenizers.pretrained.audio:EncodecTokenizer",
     "dac": "unimodal.tokenizers.pretrained.audio:DacTokenizer",
     "mimi": "unimodal.tokenizers.pretrained.mimi:MimiTokenizer",

@@ -25,16 +25,20 @@ class PushSettings(Config):
     accept_licence: tuple[str, ...] = ()  # of a tokenizer's released weights, where it forbids commercial use
 
 
-def check_push(cfg: PushSettings | None, media: Path | None = None, summed: Sequence[str] = ()) -> None:
+def check_push(
+    cfg: PushSettings | None, media: Path | None = None, summed: Sequence[str] = (), fourier: bool = False
+) -> None:
     """Raises ValueError, before the training, for a wrong name or licence, unnamed data or a missing token; for
     tokenizers in the folder `media` whose weights' licence forbids commercial use and is not accepted; and for
-    `summed` media, since such a model is not exported."""
+    `summed` media and Fourier heads, since such a model is not exported."""
     if cfg is None:
         return
     if summed:
         raise ValueError(
             "push sends a model of a stock class, which has no network to write summed codes; leave push or summed out"
         )
+    if fourier:
+        raise ValueError("push sends a model of a stock class, which has no Fourier heads; leave push or fourier out")
     check_repository(cfg.repo)
     if cfg.license.strip().lower() in ("", "unknown", "other"):
         raise ValueError(f"push.license is {cfg.license!r}, which says nothing; give one such as apache-2.0")

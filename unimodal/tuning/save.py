@@ -15,7 +15,9 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config, save_config
 from unimodal.files import describe_error, read_json, write_bytes_atomically, write_json, write_text_atomically
 from unimodal.model.adapter import save_adapter
+from unimodal.model.continuous_media import take_continuous_media
 from unimodal.model.depth_decoder import take_depth_decoder
+from unimodal.model.fourier_head import take_fourier_heads
 from unimodal.model_folder.layout import (
     GENERATION_FILE,
     PROCESSOR_FILE,
@@ -112,8 +114,8 @@ def save_tuned(
 ) -> None:
     """Write a folder that `unimodal.pipeline.load` reads: an adapter on the base of the name `base`, or a whole model.
 
-    base=None: `model` is a stock model, merged already; its weights are written in half precision. A depth decoder goes
-    into a file of its own and off the model.
+    base=None: `model` is a stock model, merged already; its weights are written in half precision. A depth decoder,
+    continuous media and Fourier heads go into files of their own and off the model.
     """
     save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
     vocabulary = template.vocabulary
@@ -124,9 +126,9 @@ def save_tuned(
         save_adapter(folder, model, base, vocabulary)
     else:
         model.config.use_cache = True
-        depth = take_depth_decoder(model)
-        if depth is not None:
-            depth.save(folder)
+        for beside in (take_depth_decoder(model), take_continuous_media(model), take_fourier_heads(model)):
+            if beside is not None:
+                beside.save(folder)
         model.half().save_pretrained(folder)
     write_text_atomically(folder / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
     save_config(cfg, folder / "recipe.yaml")

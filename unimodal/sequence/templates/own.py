@@ -11,6 +11,9 @@ Labels (not shifted) are the ids of the assistant's turns, their end-of-turn inc
 with `learn=False`; the `<|assistant|>` mark itself is given, not learnt. `modality` is 0 for text and turn marks, and
 1, 2, 3 for every token of an image, audio or video span, its start, frame marks and end included.
 
+A medium whose layout has features (`vocabulary.FeatureSpan`) is read through them, also one that the model wrote in an
+earlier turn: its span holds placeholders, without labels. In the last answer it is written, by its codes.
+
 Legend: N tokens.
 """
 
@@ -25,6 +28,7 @@ import numpy as np
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import ROLES, Vocabulary
+from unimodal.vocabulary.layout import FeatureSpan
 from unimodal.vocabulary.positions import PositionMap
 
 IGNORE = -100
@@ -141,10 +145,23 @@ class Template:
         ids: list[int] = [self._bos]
         answer: list[tuple[int, int]] = []
         media: list[tuple[int, int, int]] = []
-        for turn in document.turns:
+        read: list[Media] = []
+        seen: list[tuple[int, int]] = []
+        for number, turn in enumerate(document.turns, start=1):
             ids.append(self._role_ids[turn.role])
             begin = len(ids)
-            for modality, rows in map(self._encode_part, turn.canonicalize().parts):
+            writes = turn.role == "assistant" and number == len(document.turns) and not add_generation_prompt
+            for part in turn.canonicalize().parts:
+                features = None if isinstance(part, Text) or writes else self._find_features(part)
+                if features is not None and isinstance(part, Media):
+                    read.append(part)
+                    seen.append((len(ids), len(ids) + features.count + 2))
+                    modality, rows = (
+                        self.vocabulary.modality_index[part.modality],
+                        self._write_placeholders(part, features),
+                    )
+                else:
+                    modality, rows = self._encode_part(part)
                 media.append((len(ids), len(ids) + len(rows), modality))
                 ids += rows
             ids.append(self._end_of_turn)
@@ -156,10 +173,12 @@ class Template:
         labels = np.full(len(ids), IGNORE, dtype=np.int64)
         for begin, end in answer:
             labels[begin:end] = array[begin:end]
+        for begin, end in seen:
+            labels[begin:end] = IGNORE
         modality_of = np.zeros(len(ids), dtype=np.uint8)
         for begin, end, modality in media:
             modality_of[begin:end] = modality
-        return Rendered(array, labels, modality_of)
+        return Rendered(array, labels, modality_of, tuple(read))
 
     def render_unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
         """The unconditional prompt of guidance: `negative`, or the document without its words."""
@@ -172,6 +191,14 @@ class Template:
             return 0, self.text.encode(TEXT_PREFIX + part.text)
         rows = self.vocabulary.encode_span(part.modality, part.require_codes(), part.grid)
         return self.vocabulary.modality_index[part.modality], rows
+
+    def _find_features(self, part: Media) -> FeatureSpan | None:
+        """How a medium is read, where it is not read by its codes."""
+        return self.vocabulary.get_layout(part.modality).features if part.modality in self.vocabulary.media else None
+
+    def _write_placeholders(self, part: Media, features: FeatureSpan) -> list[int]:
+        start, end = self.vocabulary.get_start_id(part.modality), self.vocabulary.get_end_id(part.modality)
+        return [start, *[features.row] * features.count, end]
 
     # ---- ids → document
 
@@ -210,6 +237,9 @@ class Template:
                 if not len(ends):
                     raise ValueError(f"the {modality} span that begins at token {at} has no end")
                 end = at + int(ends[0]) + 1
+                features = self.vocabulary.get_layout(modality).features
+                if features is not None and features.row in rows[at:end]:
+                    raise ValueError(f"the {modality} at token {at} was read through features, which ids do not hold")
                 _, codes = self.vocabulary.decode_span(rows[at:end].tolist())
                 parts.append(MEDIA_PARTS[modality](codes=codes))
                 at = end

@@ -24,6 +24,7 @@ from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.parts.quantizers.bernoulli import BernoulliQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder
+from unimodal.tokenizers.parts.resamplers import QueryMask
 from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.parts.trunks.maskgit import MaskgitDecoder
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents, SystemModule, SystemTokenizer
@@ -121,10 +122,12 @@ class TiTokConfig(QueryTokenConfig):
 
 
 class TiTokLatentsConfig(QueryTokenConfig):
-    """kl_weight: of the divergence from a standard normal, in training."""
+    """kl_weight: of the divergence from a standard normal, in training. causal: a token sees the picture and the tokens
+    before it alone, in the order in which a language model writes them (VL-GPT, arXiv 2312.09251)."""
 
     family: str = "titok_latents"
     kl_weight: float = 1e-6
+    causal: bool = False
 
 
 class QueryTokenNetworks(SystemModule):
@@ -139,12 +142,13 @@ class QueryTokenNetworks(SystemModule):
     picture_size: tuple[int, int] | None
     tokens_per_item: int | None
 
-    def build_networks(self, encoder_out: int, redundant: int = 0) -> None:
-        """encoder_out: what the encoder gives a token. redundant: tokens behind those of the codes."""
+    def build_networks(self, encoder_out: int, redundant: int = 0, mask: QueryMask = "full") -> None:
+        """encoder_out: what the encoder gives a token. redundant: tokens behind those of the codes. mask: which of the
+        encoder's queries sees which."""
         config, num, pools = self.config, self.config.num_tokens + redundant, self.config.mixer == "ponet"
         self.encoder = QueryEncoder(
             config.encoder, config.patch_size, config.grid, num, encoder_out, config.mixed,
-            config.text if config.text_in_encoder else None, copies=redundant, pools=pools,
+            config.text if config.text_in_encoder else None, mask=mask, copies=redundant, pools=pools,
         )  # fmt: skip
         self.decoder = QueryDecoder(config.decoder, config.grid, num, config.token_width, config.text, pools=pools)
         self.picture_size = (config.image_size, config.image_size)
@@ -323,7 +327,7 @@ class TiTokLatents(QueryTokenNetworks, SystemLatents):
 
     def __init__(self, config: TiTokLatentsConfig):
         super().__init__(config)
-        self.build_networks(2 * config.token_width)
+        self.build_networks(2 * config.token_width, mask="causal" if config.causal else "full")
         self.head = PatchHead(config.decoder.width, config.patch_size)
         self.width = config.token_width
 
