@@ -38,26 +38,33 @@ class Features:
 
 
 class FeatureRows(nn.Module):
-    """An embedding table of V rows, and behind them the rows of all `Features` that are still kept."""
+    """An embedding table of V rows, and behind them the rows of all `Features` that are still kept.
+
+    base: a table, or a table with new rows behind it (`rows.ExtendedEmbedding`).
+    """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
-        self.num_rows = int(base.weight.shape[0])
+        self.num_rows = int(base.num_embeddings if isinstance(base, nn.Embedding) else base.num_rows)
         self._kept: WeakValueDictionary[int, Features] = WeakValueDictionary()
         self._numbers = count()
         self._lock = threading.Lock()
 
     @property
     def weight(self) -> Tensor:
-        return self.base.weight
+        """The table's own weight, whose width and precision features have."""
+        table = self.base
+        while not isinstance(table, nn.Embedding):
+            table = table.base
+        return table.weight
 
     def add(self, rows: Tensor) -> Features:
         """Give features [N, D] new ids. Keep what is returned as long as the ids are in use.
 
         Raises ValueError for features of another width, and for none or more than `STRIDE`.
         """
-        weight = self.base.weight
+        weight = self.weight
         if rows.dim() != 2 or rows.shape[1] != weight.shape[1] or not 1 <= len(rows) <= STRIDE:
             raise ValueError(f"features {list(rows.shape)} do not fit an embedding table of width {weight.shape[1]}")
         return self._add(rows.to(weight.device, weight.dtype), len(rows))

@@ -70,6 +70,10 @@ class ExtendedEmbedding(nn.Module):
         self.num_base = base.num_embeddings
         self.scale = find_embedding_scale(base)
 
+    @property
+    def num_rows(self) -> int:
+        return self.num_base + len(self.new_rows)
+
     def forward(self, ids: Tensor) -> Tensor:
         is_new = ids >= self.num_base
         old = self.base(ids.masked_fill(is_new, 0))
