@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel
 from tests.recipes.test_finetune_full_and_pretrain import recipe
 from unimodal.corpus.read_documents import ReadDocuments, give_reader, keep_readable
 from unimodal.data.datasets import DatasetConfig, open_dataset
+from unimodal.export.stock import export_model
 from unimodal.pipeline import load
 from unimodal.pipeline.requests import render_prompt
 from unimodal.sequence.document import Document, Image, Turn
@@ -56,6 +57,8 @@ def test_a_reader_is_trained_saved_and_used_in_every_turn(count, media_folder, p
     shown = pictures.parent / "3.png"
     outputs = model.chat([Image(path=str(shown)), "what is this?"], to="text", text_tokens=6)
     assert outputs
+    with pytest.raises(ValueError, match="reads images through features of image_reader"):
+        export_model(tmp_path / "out", tmp_path / "stock")
     # what it says and draws without pictures in the question is as before
     drawn, old = (one.generate("a red apple", "image", seed=3) for one in (model, before))
     assert np.array_equal(drawn.part.codes, old.part.codes)

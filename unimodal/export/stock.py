@@ -113,6 +113,12 @@ def export_model(
             f"{source} scores ordered codes by densities ({FOURIER_FILE}), which no stock causal LM has; it is not "
             "exported: use that folder as it is"
         )
+    read = [layout.modality for layout in vocabulary.layouts if layout.features is not None]
+    if read and not isinstance(vocabulary, AdoptedVocabulary):
+        raise ValueError(
+            f"{source} reads {read[0]}s through features of {read[0]}_reader, which no stock causal LM does; it is not "
+            "exported: use that folder as it is, or export the model that the reader was made for"
+        )
     _check_flat(source, vocabulary)
     adapter = is_adapter(source)
     if base is not None and not adapter:
