@@ -113,12 +113,11 @@ def make_samples(vocabulary, num=3):
 
 
 def compute(objective, samples, length=64):
+    """The features and steps of packed samples; the batch's tensors, and its values."""
     batch = stack(pack([join_frames(*one) for one in samples], length, 0))
     assert not (batch.labels != -100).any()
-    return objective.collect(*to_tensors(batch), None, read_values(batch)["values"]), (
-        to_tensors(batch),
-        read_values(batch),
-    )
+    tensors, values = to_tensors(batch), read_values(batch)
+    return objective.collect(tensors[0], tensors[2], None, values["values"]), (tensors, values)
 
 
 def test_every_frame_is_read_alone_and_the_past_gets_no_gradient(make_model, vocabulary):

@@ -17,7 +17,7 @@ SMALL = {"hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2, "i
 #: model_type → what its config says besides, and what stands before its patches
 KINDS = {
     "siglip_vision_model": ({}, 0), "clip_vision_model": ({}, 1), "vit": ({}, 1), "dinov2": ({}, 1), "beit": ({}, 1),
-    "dinov3_vit": ({"num_register_tokens": 4}, 5),
+    "dinov3_vit": ({"num_register_tokens": 4, "hidden_size": 16}, 5),
 }  # fmt: skip
 
 
@@ -29,16 +29,17 @@ def make_settings(kind="siglip_vision_model", **changes):
 def test_every_encoder_gives_its_patches(kind, tmp_path):
     """The layers are transformers' hidden states without what stands before the patches; also from a folder."""
     torch.manual_seed(0)
-    network = AutoModel.from_config(AutoConfig.for_model(kind, **SMALL, **KINDS[kind][0])).eval()
+    network = AutoModel.from_config(AutoConfig.for_model(kind, **{**SMALL, **KINDS[kind][0]})).eval()
     network.save_pretrained(tmp_path)
     encoder = FrozenEncoder.open(str(tmp_path))
-    assert (encoder.grid, encoder.width, encoder.num_layers) == ((4, 4), 12, 3)
+    width = KINDS[kind][0].get("hidden_size", 12)
+    assert (encoder.grid, encoder.width, encoder.num_layers) == ((4, 4), width, 3)
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         out = network((x - 0.5) / 0.5, output_hidden_states=True)
     before = KINDS[kind][1]
     layers = encoder.read_layers(x)
-    assert layers.shape == (3, 2, 16, 12)
+    assert layers.shape == (3, 2, 16, width)
     for found, wanted in zip(layers, out.hidden_states[1:], strict=True):
         torch.testing.assert_close(found, wanted[:, before:])
     torch.testing.assert_close(encoder.read_last(x), out.last_hidden_state[:, before:])
@@ -80,7 +81,7 @@ def make_come(**changes):
     torch.manual_seed(1)
     settings = {
         "width": 20, "hidden": 16, "heads": 2, "first": make_settings(),
-        "second": make_settings("dinov3_vit", patch_size=16, hidden_size=16, num_register_tokens=4, **{}),
+        "second": make_settings("dinov3_vit", patch_size=16),
         "second_layers": (1, 2), **changes,
     }  # fmt: skip
     reader = CoMEVLReader(CoMEVLConfig.model_validate(settings)).eval()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from torch import Tensor, nn
 
 from unimodal.files import describe_error, read_json
-from unimodal.tokenizers.nano.efficientnet import NUM_FEATURES, TRUNKS, load_pretrained
+from unimodal.tokenizers.nano.efficientnet import NUM_FEATURES, TRUNKS, EfficientNetLite0, load_pretrained
 from unimodal.tokenizers.pretrained.base import to_plain_config
 
 if TYPE_CHECKING:
@@ -85,14 +85,14 @@ class FrozenEncoder(nn.Module):
             loaded = AutoModel.from_pretrained(source)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"the encoder {source!r} cannot be loaded: {describe_error(error, 200)}") from None
-        processor = Path(source) / "preprocessor_config.json"
-        fields = read_json(processor) if processor.is_file() else {}
-        scales = {ours: tuple(fields[theirs]) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
-                  if isinstance(fields.get(theirs), list)}  # fmt: skip
+        mean, std = _read_scales(Path(source) / "preprocessor_config.json")
         settings = EncoderSettings(
-            kind=str(config.model_type), network=to_plain_config(config),
-            image_size=image_size or int(getattr(config, "image_size", 224)), **scales,
-        )  # fmt: skip
+            kind=str(config.model_type),
+            network=to_plain_config(config),
+            image_size=image_size or int(getattr(config, "image_size", 224)),
+            mean=mean,
+            std=std,
+        )
         encoder = cls(settings)
         state = getattr(loaded, "vision_model", loaded).state_dict()
         own = encoder.network.state_dict()
@@ -111,7 +111,7 @@ class FrozenEncoder(nn.Module):
             x = nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
         if self.settings.kind in TRUNKS:
             network = self.network
-            assert isinstance(network, tuple(TRUNKS.values()))
+            assert isinstance(network, EfficientNetLite0)
             y = network.stem(x * (255 / 128) - (127 / 128)).clamp_(0, 6)
             for block in network.blocks:
                 y = block(y)
@@ -144,6 +144,17 @@ class FrozenEncoder(nn.Module):
             self.network.set_attn_implementation(before)
         entropies = [-(a * a.clamp_min(1e-30).log()).sum(-1).mean() / torch.tensor(a.shape[-1]).log() for a in found]
         return torch.stack(entropies).float()
+
+
+def _read_scales(path: Path) -> tuple[Triple, Triple]:
+    """Mean and deviation of pixels in a folder's image processor; a half where it says nothing."""
+    fields = read_json(path) if path.is_file() else {}
+    scales: list[Triple] = []
+    for name in ("image_mean", "image_std"):
+        given = fields.get(name)
+        three = given if isinstance(given, list) and len(given) == 3 else [0.5] * 3
+        scales.append((float(three[0]), float(three[1]), float(three[2])))
+    return scales[0], scales[1]
 
 
 def _build_transformer(settings: EncoderSettings) -> tuple[nn.Module, tuple[int, int], int, int]:
