@@ -30,7 +30,7 @@ from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder
 from unimodal.model.fourier_head import FourierSettings, add_fourier_heads, find_scoring_head
-from unimodal.model.motion_decoder import MotionDecoder, MotionSettings
+from unimodal.model.motion_decoder import CrossFrameDecoder, MotionSettings
 from unimodal.objectives.distributions import compute_logits
 from unimodal.objectives.objective import Objective
 from unimodal.objectives.packed import PackedLoss
@@ -283,7 +283,7 @@ def study_motion(study: Study) -> Figures:
         torch.manual_seed(0)
         used = features[:, 2 - frames_before :].clone()
         settings = MotionSettings(past=frames_before, steps=64, width=4, hidden=96, layers=2, heads=4)
-        decoder = MotionDecoder(settings, used.shape[2])
+        decoder = CrossFrameDecoder(settings, used.shape[2])
         optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-3)
         for _ in range(study.steps):
             some = torch.randint(0, num, (16,))

@@ -7,15 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from unimodal.corpus.motion_frames import join_frames
 from unimodal.model.attention import set_attention
 from unimodal.model.motion_decoder import (
     MOTION_FILE,
-    MotionDecoder,
+    CrossFrameDecoder,
     MotionSettings,
     load_motion_decoder,
     make_schedule,
 )
-from unimodal.objectives.motion import MotionLoss, join_frames
+from unimodal.objectives.motion import MotionLoss
 from unimodal.sequence.packing import pack, stack
 from unimodal.sequence.templates.own import Rendered
 from unimodal.tuning.loss import read_values, to_tensors
@@ -25,7 +26,7 @@ SETTINGS = MotionSettings(past=2, steps=3, width=2, hidden=16, layers=2, heads=2
 
 def make_decoder(width=32, seed=0, **changes):
     torch.manual_seed(seed)
-    made = MotionDecoder(SETTINGS.model_copy(update=changes), width).eval()
+    made = CrossFrameDecoder(SETTINGS.model_copy(update=changes), width).eval()
     with torch.no_grad():
         for parameter in made.parameters():  # the last layer begins at zero
             parameter += torch.randn(parameter.shape) * 0.1
@@ -158,21 +159,21 @@ def test_it_learns_where_a_thing_moves_from_where_it_was(make_model, vocabulary)
     found = {}
     for past in (0, 1):
         torch.manual_seed(0)
-        decoder = MotionDecoder(
+        decoder = CrossFrameDecoder(
             MotionSettings(past=past, steps=1, width=1, hidden=32, layers=1, heads=2, parts=2, dropout=0.0), 32
         )
         objective = MotionLoss(model.requires_grad_(False), vocabulary, decoder)
         used = [(frames[-1 - past :], steps) for frames, steps in samples]
         (features, steps), _ = compute(objective, used)
-        optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
-        for _ in range(250):
+        optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
+        for _ in range(150):
             optimizer.zero_grad()
             decoder.compute_losses(features, steps, draws=8).mean().backward()
             optimizer.step()
-        noise = torch.randn(len(steps), 1, 1, generator=torch.Generator().manual_seed(5))
-        drawn = decoder.eval().draw(features, noise, guidance=1.0)
-        found[past] = float((drawn - steps).square().mean())
-    assert found[1] < 0.3 * found[0]
+        noise = torch.randn(8 * len(steps), 1, 1, generator=torch.Generator().manual_seed(5))
+        drawn = decoder.eval().draw(features.repeat(8, 1, 1), noise, guidance=1.0).view(8, -1).mean(0)
+        found[past] = float((drawn - steps.flatten()).square().mean())
+    assert found[1] < 0.5 * found[0]
 
 
 def test_the_file_comes_back_and_bad_input_is_one_line(make_model, vocabulary, tmp_path):

@@ -75,7 +75,7 @@ class _Block(nn.Module):
         return x + self.mlp(self.norms[2](x))
 
 
-class MotionDecoder(nn.Module):
+class CrossFrameDecoder(nn.Module):
     """The cross-frame decoder. width: D. Raises ValueError for heads and parts that do not divide."""
 
     signal: Tensor
@@ -180,8 +180,8 @@ class MotionDecoder(nn.Module):
         write_bytes_atomically(Path(folder) / MOTION_FILE, save(state, metadata=metadata))
 
 
-def load_motion_decoder(folder: str | Path) -> MotionDecoder:
-    """What `MotionDecoder.save` wrote. ValueError, in one line, for a file that is missing or damaged."""
+def load_motion_decoder(folder: str | Path) -> CrossFrameDecoder:
+    """What `CrossFrameDecoder.save` wrote. ValueError, in one line, for a file that is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(folder) / MOTION_FILE
@@ -189,7 +189,7 @@ def load_motion_decoder(folder: str | Path) -> MotionDecoder:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        made = MotionDecoder(MotionSettings.model_validate_json(metadata["settings"]), int(metadata["width"]))
+        made = CrossFrameDecoder(MotionSettings.model_validate_json(metadata["settings"]), int(metadata["width"]))
         made.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read ({describe_error(error)}); copy or train it again") from None

@@ -1,8 +1,9 @@
 """Multi-frame motion: what comes next, from a model's states at the newest frame and at those before (CronusVLA).
 
-Each frame is a document of its own; those of one sample are a group (`templates.own.join_group`), oldest first, which
-stays in one row. The state of each frame's last token is its motion feature (arXiv 2506.19816). As in the authors'
-code, no gradient goes through the features of past frames, so that at use they can be kept from when they were newest.
+Each frame is a document of its own; those of one sample are a group, oldest first, which stays in one row
+(`corpus/motion_frames.py`). The state of each frame's last token is its motion feature (arXiv 2506.19816). As in the
+authors' code, no gradient goes through the features of past frames, so that at use they can be kept from when they were
+newest.
 
 The batch's `values`, float32 [B, N, 1 + T · A], say of each token what it is: 1 the last token of a past frame, 2 that
 of the newest, behind which stand the T steps that come next; 0 elsewhere.
@@ -12,37 +13,21 @@ Shapes: B rows, N tokens, S samples, M past frames, T steps, A numbers of a step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unimodal.model.attention import Packing
-from unimodal.model.motion_decoder import MotionDecoder
+from unimodal.model.motion_decoder import CrossFrameDecoder
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.objective import LossParts, Objective, run_decoder
-from unimodal.sequence.templates.own import IGNORE, Rendered, join_group
 from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PAST, NEWEST = 1.0, 2.0
-
-
-def join_frames(frames: Sequence[Rendered], steps: np.ndarray) -> Rendered:
-    """Rendered frames, oldest first, and the steps float [T, A] behind the newest → one item to pack; no labels."""
-    told = []
-    for number, frame in enumerate(frames, start=1):
-        values = np.zeros((len(frame), 1 + steps.size), dtype=np.float32)
-        values[-1, 0] = NEWEST if number == len(frames) else PAST
-        if number == len(frames):
-            values[-1, 1:] = steps.reshape(-1)
-        told.append(replace(frame, labels=np.full_like(frame.labels, IGNORE), values=values))
-    return join_group(told)
 
 
 class MotionLoss(Objective):
@@ -55,7 +40,7 @@ class MotionLoss(Objective):
         self,
         model: PreTrainedModel,
         vocabulary: Vocabulary,
-        decoder: MotionDecoder,
+        decoder: CrossFrameDecoder,
         cfg: LossConfig | None = None,
         draws: int = 4,
     ) -> None:
@@ -97,11 +82,11 @@ class MotionLoss(Objective):
         kind = values[..., 0]
         features, kinds = hidden[kind > 0], kind[kind > 0]
         frames = settings.past + 1
-        if len(features) % frames or not bool((kinds.view(-1, frames) == self._expected(frames, kinds)).all()):
+        if len(features) % frames or not bool((kinds.view(-1, frames) == self._mark_frames(frames, kinds)).all()):
             raise ValueError(f"a sample is {frames} frames, oldest first, and the batch has others")
         steps = values[kind == NEWEST][:, 1:].unflatten(-1, (settings.steps, settings.width))
         return features.view(-1, frames, features.shape[-1]).to(self.decoder.absent.dtype), steps
 
     @staticmethod
-    def _expected(frames: int, like: Tensor) -> Tensor:
+    def _mark_frames(frames: int, like: Tensor) -> Tensor:
         return torch.tensor([PAST] * (frames - 1) + [NEWEST], device=like.device, dtype=like.dtype)

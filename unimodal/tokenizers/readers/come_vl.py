@@ -105,7 +105,7 @@ class PlaceRotation(nn.Module):
         return x * cos + torch.stack([-second, first], -1).flatten(-2) * sin
 
 
-class CrossAttention(nn.Module):
+class PlacedAttention(nn.Module):
     """Tokens of one grid attend to those of another, by what they hold and where they are."""
 
     def __init__(self, width: int, heads: int, reach: float | None) -> None:
@@ -164,7 +164,7 @@ class CoMEVLReader(MediaReader):
             nn.Linear(encoder.width, config.hidden) for encoder in (self.first, self.second)
         )
         self.norm_first, self.norm_second = nn.LayerNorm(config.hidden), nn.LayerNorm(config.hidden)
-        self.attention = CrossAttention(config.hidden, config.heads, config.reach)
+        self.attention = PlacedAttention(config.hidden, config.heads, config.reach)
         self.gate = nn.Parameter(torch.zeros(1))
         self.out = nn.Linear(config.hidden, config.width)
         self.num_features, self.width = self.first.num_patches // config.pool**2, config.width

@@ -24,7 +24,6 @@ from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.parts.quantizers.bernoulli import BernoulliQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder
-from unimodal.tokenizers.parts.resamplers import QueryMask
 from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.parts.trunks.maskgit import MaskgitDecoder
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents, SystemModule, SystemTokenizer
@@ -122,8 +121,7 @@ class TiTokConfig(QueryTokenConfig):
 
 
 class TiTokLatentsConfig(QueryTokenConfig):
-    """kl_weight: of the divergence from a standard normal, in training. causal: a token sees the picture and the tokens
-    before it alone, in the order in which a language model writes them (VL-GPT, arXiv 2312.09251)."""
+    """kl_weight: of the divergence from a standard normal. causal: a token sees no later one (VL-GPT, 2312.09251)."""
 
     family: str = "titok_latents"
     kl_weight: float = 1e-6
@@ -142,13 +140,13 @@ class QueryTokenNetworks(SystemModule):
     picture_size: tuple[int, int] | None
     tokens_per_item: int | None
 
-    def build_networks(self, encoder_out: int, redundant: int = 0, mask: QueryMask = "full") -> None:
-        """encoder_out: what the encoder gives a token. redundant: tokens behind those of the codes. mask: which of the
-        encoder's queries sees which."""
+    def build_networks(self, encoder_out: int, redundant: int = 0, causal: bool = False) -> None:
+        """encoder_out: what the encoder gives a token. redundant: tokens behind those of the codes."""
         config, num, pools = self.config, self.config.num_tokens + redundant, self.config.mixer == "ponet"
         self.encoder = QueryEncoder(
             config.encoder, config.patch_size, config.grid, num, encoder_out, config.mixed,
-            config.text if config.text_in_encoder else None, mask=mask, copies=redundant, pools=pools,
+            config.text if config.text_in_encoder else None, mask="causal" if causal else "full", copies=redundant,
+            pools=pools,
         )  # fmt: skip
         self.decoder = QueryDecoder(config.decoder, config.grid, num, config.token_width, config.text, pools=pools)
         self.picture_size = (config.image_size, config.image_size)
@@ -327,7 +325,7 @@ class TiTokLatents(QueryTokenNetworks, SystemLatents):
 
     def __init__(self, config: TiTokLatentsConfig):
         super().__init__(config)
-        self.build_networks(2 * config.token_width, mask="causal" if config.causal else "full")
+        self.build_networks(2 * config.token_width, causal=config.causal)
         self.head = PatchHead(config.decoder.width, config.patch_size)
         self.width = config.token_width
 
@@ -354,8 +352,7 @@ class TiTokLatents(QueryTokenNetworks, SystemLatents):
         mean, log_variance = self.encode_distribution(x, condition, generator)
         tokens = mean
         if self.training:
-            noise = torch.randn(mean.shape, generator=generator).to(mean)
-            tokens = mean + (0.5 * log_variance).exp() * noise
+            tokens = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(mean)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2)).mean()
         decoded = self.decode_tokens(tokens, None, condition)
         numbers = {"divergence": float(divergence.detach())}
