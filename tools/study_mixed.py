@@ -136,11 +136,12 @@ def measure_nats(objective: Objective, ids: Tensor, further: Tensor) -> float:
 def study_fourier(study: Study) -> Figures:
     """64 ordered grey levels scored by a matrix and by a Fourier head, from few pictures."""
     codes, found = read_levels(study, study.pictures + 400), {}
-    for name in ("matrix", "fourier"):
+    for frequencies in (0, 12, 32):
 
-        def change(model: torch.nn.Module, vocabulary: Vocabulary, name: str = name) -> None:
-            if name == "fourier":
-                add_fourier_heads(model, vocabulary, FourierSettings(blocks=("image",), frequencies=12, gamma=1e-6))
+        def change(model: torch.nn.Module, vocabulary: Vocabulary, frequencies: int = frequencies) -> None:
+            if frequencies:
+                settings = FourierSettings(blocks=("image",), frequencies=frequencies, gamma=1e-6)
+                add_fourier_heads(model, vocabulary, settings)
 
         block = Block(name="image", modality="image", size=LEVELS)
         objective, ids, further, _ = train_small(study, [block], codes, change)
@@ -151,7 +152,7 @@ def study_fourier(study: Study) -> Figures:
             rows = next(group.rows for group in objective.groups.groups if group.name == "image")
             p = compute_logits(objective.model, states, [rows]).softmax(1)
         assert find_scoring_head(objective.model) is not None
-        found[name] = {
+        found[f"{frequencies} frequencies" if frequencies else "matrix"] = {
             "nats_a_code": measure_nats(objective, ids, further) / CELLS,
             "smoothness": float(measure_smoothness(p).mean()),
         }
@@ -290,11 +291,12 @@ def study_motion(study: Study) -> Figures:
             optimizer.zero_grad()
             decoder.compute_losses(used[some], values[some], draws=2).mean().backward()
             optimizer.step()
-        noise = torch.randn(len(clips) - num, 64, 4, generator=torch.Generator().manual_seed(1))
-        drawn = decoder.eval().draw(used[num:], noise, guidance=1.0)
+        noise = torch.randn(8 * (len(clips) - num), 64, 4, generator=torch.Generator().manual_seed(1))
+        drawn = decoder.eval().draw(used[num:].repeat(8, 1, 1), noise, guidance=1.0).unflatten(0, (8, -1))
         psnr = found["psnr"]
         assert isinstance(psnr, dict)
-        psnr[f"{frames_before + 1} frames"] = statistics.mean(judge(drawn))
+        psnr[f"{frames_before + 1} frames"] = statistics.mean(judge(drawn[0]))
+        psnr[f"{frames_before + 1} frames, mean of 8 draws"] = statistics.mean(judge(drawn.mean(0)))
     return found
 
 
