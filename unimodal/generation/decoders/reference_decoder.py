@@ -120,7 +120,7 @@ class ReferenceDecoder:
         if offsets is None:
             offsets = torch.arange(num, device=device)[None]
         positions = (begin - self.pads[:, None] + offsets).clamp(min=0)  # [S, P]
-        self._drop_unseen(positions, ids.shape[1])
+        self._drop_unseen(positions, num)
         self.length = end
         self.places = torch.cat([self.places, positions.expand(len(self.pads), -1)], 1)
         mask: Tensor | dict[str, Tensor]
