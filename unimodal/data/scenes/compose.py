@@ -49,12 +49,27 @@ class Painter:
         """These things on the background of a scene; the last of them is turned by so many degrees."""
         canvas = Image.fromarray(make_background(scene.background, scene.seed))
         for placed in things:
-            angle = turn if placed is things[-1] else 0.0
-            small = self.reduce(placed.sprite, placed.colour, max(2, round(placed.size)))
-            picture = small.rotate(angle, Image.Resampling.BILINEAR, expand=True) if angle else small
-            left, top = round(placed.x - picture.width / 2), round(placed.y - picture.height / 2)
-            canvas.paste(picture, (left, top), picture)
+            picture, corner = self._place(placed, turn if placed is things[-1] else 0.0)
+            canvas.paste(picture, corner, picture)
         return np.asarray(canvas)
+
+    def draw_masks(self, scene: Scene) -> np.ndarray:
+        """What is seen of each thing of a scene, bool [T, 64, 64]: where its alpha is above a half and no later thing
+        lies."""
+        masks = np.zeros((len(scene.things), SIDE, SIDE), bool)
+        for number, placed in enumerate(scene.things):
+            picture, corner = self._place(placed)
+            canvas = Image.new("L", (SIDE, SIDE))
+            canvas.paste(picture.getchannel("A"), corner)
+            masks[number] = np.asarray(canvas) > 127
+            masks[:number] &= ~masks[number]
+        return masks
+
+    def _place(self, placed: Placed, angle: float = 0.0) -> tuple[Image.Image, tuple[int, int]]:
+        """A thing as it is pasted, and the left upper corner."""
+        small = self.reduce(placed.sprite, placed.colour, max(2, round(placed.size)))
+        picture = small.rotate(angle, Image.Resampling.BILINEAR, expand=True) if angle else small
+        return picture, (round(placed.x - picture.width / 2), round(placed.y - picture.height / 2))
 
     def _reduce(self, sprite: int, colour: str, size: int) -> Image.Image:
         pixels = self.sprites[sprite]
