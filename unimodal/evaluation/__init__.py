@@ -138,6 +138,7 @@ SUITES = {
     "picture_variety": "unimodal.evaluation.picture_variety",
     "scene_reading": "unimodal.evaluation.scene_reading",
     "scene_drawing": "unimodal.evaluation.scene_drawing",
+    "grounding": "unimodal.evaluation.grounding",
     "conversation": "unimodal.evaluation.conversation",
     "moving": "unimodal.evaluation.moving",
     "sound_naming": "unimodal.evaluation.sound_naming",
