@@ -17,6 +17,7 @@ REPORTS: dict[str, tuple[str, ...]] = {
     "media": ("--file", "--prompt", "--answer", "--to"),
     "functions": ("--prompt", "--text", "--tokens"),
     "attribution": ("--prompt", "--file", "--answer", "--to"),
+    "points": ("--prompt", "--file", "--answer", "--to"),
     "flow": ("--prompt", "--file", "--answer", "--to"),
     "alignment": ("--file", "--prompt", "--text", "--tokens"),
     "hidden": (),
@@ -26,6 +27,7 @@ REPORTS: dict[str, tuple[str, ...]] = {
 SETTINGS: dict[str, tuple[str, ...]] = {
     "media": ("layer", "recurring"),
     "attribution": ("draws", "least_steps", "most_steps", "replaced", "kept", "among"),
+    "points": ("points", "above", "below", "shrink", "cosine"),
     "hidden": ("rows", "share", "length"),
     "codes": ("symbols", "values", "steps"),
 }

@@ -42,6 +42,7 @@ REPORTS = {
     "media": "unimodal.evaluation.inspection.media",
     "functions": "unimodal.evaluation.inspection.functions",
     "attribution": "unimodal.evaluation.inspection.attribution",
+    "points": "unimodal.evaluation.inspection.points",
     "flow": "unimodal.evaluation.inspection.flow",
     "alignment": "unimodal.evaluation.inspection.alignment",
     "hidden": "unimodal.evaluation.inspection.hidden",
