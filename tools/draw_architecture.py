@@ -38,6 +38,7 @@ FLOORS = (
 )
 BESIDE = {
     ("evaluation", "tuning"),  # suites that train
+    ("serve", "evaluation"),  # what an answer came from, shown in the page
     ("objectives", "model"),
     ("compression", "model"),
     ("text", "vocabulary"),

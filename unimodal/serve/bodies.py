@@ -153,6 +153,12 @@ class ChatRequest(ApiRequest):
         return None, names
 
 
+class AttributionRequest(ApiRequest):
+    """A conversation whose last message is the answer that is looked into."""
+
+    messages: list[ChatMessage] = Field(min_length=2, max_length=1000)
+
+
 class ResponseRequest(ApiRequest):
     """A request for `/v1/responses`: the fields that a chat request has under other names."""
 

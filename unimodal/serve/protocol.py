@@ -7,6 +7,7 @@
     POST /v1/audio/transcriptions    multipart: file, model, response_format (json | text | verbose_json | srt | vtt)
     POST /v1/tokenize                {"url": "data:…"}, or multipart: file → the codes
     POST /v1/detokenize              {"modality", "codes", "prefix"} → {"url": "data:…"}
+    POST /v1/attributions            {"messages": […, answer]} → {"media": [{"message", "modality", "share", "url"}]}
     GET  /v1/models  /v1/models/ID   /v1/settings  /health  /metrics  /  /static/…
 
 **Chat, in.** `messages` as OpenAI's: `content` is a string or a list of parts `{"type": "text", "text"}`,

@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from unimodal.media.registry import MEDIA
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.pipeline import Unimodal
+from unimodal.serve.attribution import attribute
 from unimodal.serve.chat import complete_chat
 from unimodal.serve.connections import ConnectionLimits, GuardedConfig, GuardedServer
 from unimodal.serve.gate import Gate
@@ -36,6 +37,7 @@ POST = {
     "/v1/audio/transcriptions": transcribe,
     "/v1/tokenize": tokenize,
     "/v1/detokenize": detokenize,
+    "/v1/attributions": attribute,
 }
 
 

@@ -47,17 +47,17 @@ def score_by_gradients(opened: OpenedModel, read: ReadSequence, path_steps: int 
     with torch.no_grad():
         embedded = table(read.ids[None])  # [1, N, D]
     found: dict[str, Tensor] = {}
-    gradient = _differentiate(opened, read, embedded, 1.0)
+    gradient = differentiate_answer(opened, read, embedded, 1.0)
     found["gradient"] = gradient.norm(dim=-1)
     found["input × gradient"] = (gradient * embedded[0, : read.answer].float()).sum(-1)
     mean = torch.stack(
-        [_differentiate(opened, read, embedded, step / path_steps) for step in range(path_steps + 1)]
+        [differentiate_answer(opened, read, embedded, step / path_steps) for step in range(path_steps + 1)]
     ).mean(0)
     found["integrated"] = (mean * embedded[0, : read.answer].float()).sum(-1)
     return {name: scores.cpu() for name, scores in found.items()}
 
 
-def _differentiate(opened: OpenedModel, read: ReadSequence, embedded: Tensor, share: float) -> Tensor:
+def differentiate_answer(opened: OpenedModel, read: ReadSequence, embedded: Tensor, share: float) -> Tensor:
     """The gradient of the answer's log-likelihood by the prompt's embeddings at this share of them, float32 [P, D]."""
     prompt = (embedded[:, : read.answer] * share).detach().requires_grad_(True)
     inputs = torch.cat([prompt, embedded[:, read.answer :]], 1)

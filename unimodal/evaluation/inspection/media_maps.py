@@ -36,10 +36,13 @@ class MediaMap:
     heat: np.ndarray
 
 
-def map_scores(opened: OpenedModel, span: MediaSpan, scores: np.ndarray, seed: int = 0) -> MediaMap | None:
+def map_scores(
+    opened: OpenedModel, span: MediaSpan, scores: np.ndarray, seed: int = 0, most_decoded: int | None = None
+) -> MediaMap | None:
     """The scores [M] of a span's codes over its medium; their sum is kept.
 
-    None where codes have no place: media read through features, codes in a pattern, tokenizers that cannot decode.
+    most_decoded: codes without a place of their own, at most, for each of which a medium is decoded. None where codes
+    have no place: media read through features, codes in a pattern, tokenizers that cannot decode, and more such codes.
     """
     model = opened.loaded
     if model is None or span.part.codes is None:
@@ -65,6 +68,8 @@ def map_scores(opened: OpenedModel, span: MediaSpan, scores: np.ndarray, seed: i
             loose += range(run["start"], stop)
         else:
             heat += _stretch(steps[run["start"] : stop].reshape(run["grid"]), size)
+    if most_decoded is not None and len(loose) > most_decoded:
+        return None
     if loose:
         influence = measure_influence(model, span, loose, seed)
         if influence is None or influence.shape[1:] != size:  # it decodes to another size than it reads
@@ -140,6 +145,35 @@ def _stretch(grid: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
     return share[np.ix_(*index)]
 
 
+def paint_map(found: MediaMap) -> np.ndarray:
+    """The medium in grey with its positive heat in red, uint8 [H, W, 3]: a picture, frames side by side, or a sound's
+    spectrogram with low tones at the bottom."""
+    if found.modality == "audio":
+        power = measure_spectrum(found.medium.flatten().float()).flip(0)  # [bins, columns]
+        low, high = power.aminmax()
+        grey = 1 - 0.8 * ((power - low) / (high - low).clamp_min(1e-12)).numpy()
+        columns = np.linspace(0, len(found.heat), grey.shape[1] + 1).astype(int)
+        sums = np.add.reduceat(np.maximum(found.heat, 0), np.minimum(columns[:-1], len(found.heat) - 1))
+        heat = np.repeat(sums[None], len(grey), 0)
+    else:
+        frames = found.medium if found.medium.dim() == 4 else found.medium[None]
+        chosen = choose_frames(len(frames))
+        grey = 0.7 * np.concatenate([frames[at].mean(0).clamp(0, 1).numpy() for at in chosen], 1) + 0.3
+        each = found.heat if found.heat.ndim == 3 else found.heat[None]
+        heat = np.maximum(np.concatenate([each[at] for at in chosen], 1), 0)
+    strength = 0.85 * (heat / max(float(heat.max()), 1e-12)) ** 0.6
+    red = np.array([0.8, 0.05, 0.1])
+    mixed = grey[..., None] * (1 - strength[..., None]) + red * strength[..., None]
+    painted: np.ndarray = (255 * mixed).round().clip(0, 255).astype(np.uint8)
+    return painted
+
+
+def choose_frames(count: int) -> list[int]:
+    """The numbers of at most six frames, evenly spread, the first and the last among them."""
+    found: list[int] = np.unique(np.linspace(0, count - 1, min(count, 6)).round().astype(int)).tolist()
+    return found
+
+
 def draw_map(axes: Axes, found: MediaMap, title: str) -> None:
     """The medium, and its heat over it: a picture, a spectrogram, or the frames in a row."""
     if found.modality == "audio":
@@ -147,7 +181,7 @@ def draw_map(axes: Axes, found: MediaMap, title: str) -> None:
     else:
         frames = found.medium if found.medium.dim() == 4 else found.medium[None]
         heat = found.heat if found.heat.ndim == 3 else found.heat[None]
-        chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), 6)).round().astype(int))
+        chosen = choose_frames(len(frames))
         picture = np.concatenate([frames[at].permute(1, 2, 0).clamp(0, 1).numpy() for at in chosen], 1)
         over = np.concatenate([heat[at] for at in chosen], 1)
         grey = picture.mean(-1, keepdims=True).repeat(3, -1)
@@ -160,10 +194,7 @@ def draw_map(axes: Axes, found: MediaMap, title: str) -> None:
 
 def _draw_sound(axes: Axes, found: MediaMap) -> None:
     samples = found.medium.flatten().float()
-    width = 4 * SOUND_BINS
-    window = torch.hann_window(2 * width)
-    power = torch.stft(samples, 2 * width, width // 2, window=window, return_complex=True).abs().square()
-    shown = power[1 : width + 1].reshape(SOUND_BINS, -1, power.shape[1]).mean(1).clamp_min(1e-10).log10()
+    shown = measure_spectrum(samples)
     axes.imshow(shown.numpy(), origin="lower", aspect="auto", cmap="Greys", extent=(0, len(samples), 0, 1))
     span = max(float(np.abs(found.heat).max()), 1e-12)
     axes.imshow(
@@ -171,3 +202,13 @@ def _draw_sound(axes: Axes, found: MediaMap) -> None:
         extent=(0, len(samples), 0, 1),
     )  # fmt: skip
     axes.set(yticks=[], xlabel="samples")
+
+
+def measure_spectrum(samples: Tensor) -> Tensor:
+    """The logarithm of a sound's power, float [bins, columns], low tones first. samples: float [T]; a sound that is
+    shorter than a window is followed by silence."""
+    width = 4 * SOUND_BINS
+    samples = torch.nn.functional.pad(samples, (0, max(0, 2 * width - len(samples))))
+    window = torch.hann_window(2 * width)
+    power = torch.stft(samples, 2 * width, width // 2, window=window, return_complex=True).abs().square()
+    return power[1 : width + 1].reshape(SOUND_BINS, -1, power.shape[1]).mean(1).clamp_min(1e-10).log10()

@@ -231,6 +231,21 @@ class OpenedModel:
         first = next((at for at, row in enumerate(whole) if self._is_word(row)), 0)
         return self._make_sequence(whole, [*spans, *written], len(ids), first)
 
+    def read_turns(self, document: Document, answer: str) -> ReadSequence:
+        """A conversation whose media have codes, and the words that answer it.
+
+        Raises ValueError for an empty answer and for a conversation that is longer than the model reads.
+        """
+        assert self.loaded is not None, "a stock model reads plain text; use read_prompt"
+        if not answer.strip():
+            raise ValueError("the answer is empty; give some words")
+        rendered = render_prompt(self.loaded, document, "text")
+        given = self.text.encode(f" {answer.strip()}")
+        self._check_length(len(rendered) + len(given))
+        spans = self._find_spans(rendered, [part for part in document.parts if isinstance(part, Media)])
+        ids = self.loaded.read(rendered)
+        return self._make_sequence([*ids, *given], spans, len(ids))
+
     def _reads_features(self, file: Media) -> bool:
         return self.loaded is not None and self.loaded.is_read_by_features(file.modality)
 

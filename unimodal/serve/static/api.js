@@ -55,6 +55,9 @@ export const tokenize = (url, key, signal) => json("v1/tokenize", key, { url }, 
 export const detokenize = (modality, codes, prefix, key, signal) =>
   json("v1/detokenize", key, { modality, codes, prefix }, signal);
 
+/** Of the media in a conversation, how much of its last message came from each. */
+export const attributions = (body, key) => json("v1/attributions", key, body);
+
 /** The deltas of a streamed answer, one by one, each with `notes`: what was left out of the files that were sent. Ends after `[DONE]`; an answer that breaks off is an ApiError. */
 export async function* chat(body, key, signal) {
   const response = await send("v1/chat/completions", key, { method: "POST", body: JSON.stringify(body), signal });

@@ -212,6 +212,8 @@ function placeAnswer(turn) {
     onAsk: attachAnswer,
     onSettings: openSettings,
     onRetry: () => !state.running && answer(turn),
+    onSources: (text) => findSources(turn, text),
+    hasMedia: () => [...before(turn), turn].some(holdsMedia),
   });
   if (old) old.article.replaceWith(turn.views.answer.article);
   else turn.views.question.article.after(turn.views.answer.article);
@@ -321,13 +323,27 @@ function note(turn, notes) {
   turn.views.question.note(turn.notes);
 }
 
-function request(turn, seed) {
+/** What the model is shown for this turn: earlier questions and answers, and its question. */
+function conversationOf(turn) {
   const messages = before(turn).flatMap((one) => {
     const asked = messageOf(one);
     return one.parts.length ? [asked, { role: "assistant", content: toldIn(one.parts) }] : [asked];
   });
+  return [...messages, messageOf(turn)];
+}
+
+/** Whether a turn shows the model a medium, or the model wrote one in it. */
+const holdsMedia = ({ attached, parts }) => attached.length > 0 || parts.some(({ type }) => type !== "text");
+
+/** Of the media that the model was shown, how much of the words of this turn's answer came from each. */
+async function findSources(turn, text) {
+  const messages = [...conversationOf(turn), { role: "assistant", content: text }];
+  return (await api.attributions({ model: state.info?.model, messages }, settings.key())).media;
+}
+
+function request(turn, seed) {
   const { make } = turn;
-  const body = { model: state.info?.model, messages: [...messages, messageOf(turn)], seed, stream: true, stream_partial: true };
+  const body = { model: state.info?.model, messages: conversationOf(turn), seed, stream: true, stream_partial: true };
   body.modalities = make === "auto" ? (state.writes ?? ["text"]) : [make]; // what we show is asked for by name
   for (const name of ["temperature", "guidance"]) if (settings.number(name) !== undefined) body[name] = settings.number(name);
   if (make === "audio" && settings.get("voice")) body.audio = { voice: settings.get("voice"), format: "wav" };

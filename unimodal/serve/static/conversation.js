@@ -4,6 +4,7 @@ import { action, el, icon } from "./dom.js";
 import { render } from "./markdown.js";
 import { blobOf, isKnown, nounOf, suffixOf, typeOf } from "./media.js";
 import { clipPlayer, soundPlayer } from "./player.js";
+import { SourcesView } from "./sources.js";
 import { zoom } from "./zoom.js";
 
 const SMALL = 128; // pixels a side up to which a picture is shown enlarged, each pixel a square
@@ -83,7 +84,7 @@ export class Question {
 /** An answer while it is written and after: words, coarse pictures, finished media, then a line of actions. */
 export class Answer {
   constructor(handlers) {
-    this.handlers = handlers; // onCodes(url), onAsk(kind, url), onRetry(), onSettings()
+    this.handlers = handlers; // onCodes(url), onAsk(kind, url), onRetry(), onSettings(), onSources(text), hasMedia()
     this.parts = []; // what the next question is told of this answer
     this.partial = new Map();
     this.body = el("div", { class: "body" });
@@ -192,6 +193,11 @@ export class Answer {
   #end(facts) {
     const line = el("div", { class: "actions" });
     if (this.text) line.append(this.#copy());
+    if (facts && this.text && this.handlers.hasMedia()) {
+      const sources = new SourcesView(() => this.handlers.onSources(this.text), enlarge);
+      line.append(sources.button);
+      this.body.append(sources.block);
+    }
     const retry = action("retry", "Retry", this.handlers.onRetry, "Answer again");
     retry.classList.add("retry"); // shown on the last answer and on failed ones: later ones build on the others
     line.append(retry);
