@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unimodal.evaluation.inspection.axes import count_in_whole_numbers, scale_by_powers
 from unimodal.evaluation.inspection.forward import watch
 from unimodal.evaluation.inspection.functions import find_layers
 from unimodal.evaluation.inspection.opened import OpenedModel
@@ -226,7 +227,8 @@ def _draw(
     left, middle, right = figure.subplots(1, 3)
     for name, states in depths.items():
         left.plot([float(state.norm(dim=-1).mean()) for state in states], "-o", markersize=3, label=name)
-    left.set(title="length of tokens", xlabel="depth", yscale="log")
+    left.set(title="length of tokens", xlabel="depth")
+    scale_by_powers(left)
     left.legend(fontsize=7)
     for pair, rows in curves.items():
         middle.plot([row["mean of tokens"] for row in rows], "-o", markersize=3, label=pair)
@@ -242,3 +244,5 @@ def _draw(
         )
     right.set(title="overlap of used weights", xlabel="layer", ylim=(0, 1))
     right.legend(fontsize=7)
+    for axes in (left, middle, right):
+        count_in_whole_numbers(axes, "x")

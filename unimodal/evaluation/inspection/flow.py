@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unimodal.evaluation.inspection.axes import shorten
 from unimodal.evaluation.inspection.forward import ForwardChange, list_hidden, watch
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
@@ -173,19 +174,19 @@ def _measure_thirds(meter: FlowMeter, word: WordPlace, thirds: Sequence[frozense
 
 def _draw(figure: Figure, table: dict[str, dict[str, object]], nothing: float) -> None:
     left, middle, right = figure.subplots(1, 3)
-    names = [name.replace("$", r"\$") for name in table]
+    names = [shorten(name) for name in table]
     places = range(len(names))
     left.barh(places, [float(str(row["needed, KL"])) for row in table.values()])
     left.set(title="needed: KL if hidden", yticks=places, yticklabels=names)
     middle.barh(places, [float(str(row["suffices"])) for row in table.values()], color="tab:green")
-    middle.set(title="suffices: share that it carries alone", yticks=places, yticklabels=names)
+    middle.set(title="suffices: share that it carries alone", yticks=places, yticklabels=[])
     thirds = [name for name in (f"{third}, KL" for third in THIRDS) if all(name in row for row in table.values())]
     start = [0.0] * len(names)
     for name in thirds:
         values = [float(str(row[name])) for row in table.values()]
         right.barh(places, values, left=start, label=name.removesuffix(", KL"))
         start = [a + b for a, b in zip(start, values, strict=True)]
-    right.set(title="where it is read: KL if hidden there", yticks=places, yticklabels=names)
+    right.set(title="where it is read: KL if hidden there", yticks=places, yticklabels=[])
     if thirds:
         right.legend(fontsize=7)
     for axes in (left, middle, right):

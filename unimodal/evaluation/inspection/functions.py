@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unimodal.evaluation.inspection.axes import write_plain_numbers
 from unimodal.evaluation.inspection.opened import OpenedModel
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.evaluation.inspection.texts import choose_texts
@@ -235,9 +236,11 @@ def _draw(figure: Figure, counts: Sequence[int], degrees: dict[str, list[int]], 
     left, right = figure.subplots(1, 2)
     for name, values in degrees.items():
         left.plot(counts, values, ".", alpha=0.6, label=name)
-    left.set(
-        xscale="log", yscale="symlog", xlabel="occurrences", ylabel="features", title="features that a token activates"
-    )
+    left.set(xscale="log", xlabel="occurrences", ylabel="features", title="features that a token activates")
+    left.set_yscale("symlog", linthresh=1)  # a token may activate none
+    left.set_ylim(bottom=0)
+    write_plain_numbers(left.xaxis)
+    write_plain_numbers(left.yaxis)
     left.legend()
     names = list(losses)
     shares = [float(row["share of all loss"]) for row in losses.values() if isinstance(row, dict)]

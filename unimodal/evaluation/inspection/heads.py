@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unimodal.evaluation.inspection.axes import count_in_whole_numbers, say_in_plot, scale_by_powers
 from unimodal.evaluation.inspection.forward import ForwardChange, WatchedForward, watch
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
@@ -242,15 +243,20 @@ def _draw(figure: Figure, measured: Mapping[str, TextMeasures], dormancy: Mappin
     shown = list(measured)[:3]
     grid = figure.add_gridspec(2, 6)
     width = 6 // len(shown)
+    maps = []
     for number, name in enumerate(shown):
-        axes = figure.add_subplot(grid[0, number * width : (number + 1) * width])
-        image = axes.imshow(dormancy[name].cpu().numpy(), vmin=0, vmax=1, aspect="auto", cmap="magma")
-        axes.set(title=f"attention on sinks: {name}", xlabel="head", ylabel="layer")
-    figure.colorbar(image, ax=axes)
+        maps.append(figure.add_subplot(grid[0, number * width : (number + 1) * width]))
+        image = maps[-1].imshow(dormancy[name].cpu().numpy(), vmin=0, vmax=1, aspect="auto", cmap="magma")
+        maps[-1].set(title=f"attention on sinks: {name}", xlabel="head", ylabel="layer")
+        count_in_whole_numbers(maps[-1], "both")
+    figure.colorbar(image, ax=maps, fraction=0.04)  # of all of them, which stay equally wide
     text = measured[shown[0]]
     axes = figure.add_subplot(grid[1, :2])
     axes.bar(range(len(text.read)), text.shares.cpu().numpy(), width=1.0)
-    axes.set(title=f"whose sink a token is: {shown[0]}", xlabel="token", ylabel="share of heads")
+    title = f"whose sink a token is: {shown[0]}"
+    axes.set(title=title, xlabel="token", ylabel="share of heads", ylim=(0, 1))
+    if not text.sinks:
+        say_in_plot(axes, "no token is a sink")
     axes = figure.add_subplot(grid[1, 2:4])
     others = [at for at in range(len(text.read)) if at not in text.sinks]
     for at in text.sinks[:3]:
@@ -259,7 +265,9 @@ def _draw(figure: Figure, measured: Mapping[str, TextMeasures], dormancy: Mappin
         axes.plot(
             text.lengths[:, others].median(1).values.cpu().numpy(), "--", color="grey", label="median of the others"
         )
-    axes.set(title="residual that enters a layer", xlabel="layer", ylabel="length", yscale="log")
+    axes.set(title="residual that enters a layer", xlabel="layer", ylabel="length")
+    scale_by_powers(axes)
+    count_in_whole_numbers(axes, "x")
     axes.legend(fontsize=7)
     axes = figure.add_subplot(grid[1, 4:])
     if text.values is not None and text.sinks and others:
@@ -267,7 +275,12 @@ def _draw(figure: Figure, measured: Mapping[str, TextMeasures], dormancy: Mappin
             ratio = text.values[:, :, at] / text.values[:, :, others].mean(-1).clamp_min(1e-9)
             axes.plot(ratio.mean(1).cpu().numpy(), "-o", markersize=3, label=f"{at} {_escape(text.read.labels[at])}")
         axes.axhline(1, color="grey", linestyle="--")
+        axes.set(ylim=(0, None))
+        count_in_whole_numbers(axes, "x")
         axes.legend(fontsize=7)
+    else:
+        axes.set(xticks=[], yticks=[])
+        say_in_plot(axes, "no token is a sink" if not text.sinks else "values cannot be seen")
     axes.set(title="length of values, × mean of the others", xlabel="layer")
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unimodal.evaluation.inspection.axes import count_in_whole_numbers, shorten
 from unimodal.evaluation.inspection.forward import ForwardChange, WatchedForward, list_hidden, watch
 from unimodal.evaluation.inspection.opened import MediaSpan, OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
@@ -224,7 +225,10 @@ def _draw(figure: Figure, measures: Sequence[MediumMeasures], found: Sequence[np
     for row, (one, kinds) in enumerate(shown):
         axes = figure.add_subplot(grid[row, 0])
         axes.imshow(colours[kinds][None], aspect="auto")
-        axes.set(yticks=[], title=f"{one.name}: green alive, grey dead, red sink", xlabel="token")
+        told = ": green alive, grey dead, red sink" if not row else ""
+        axes.set(yticks=[], title=f"{shorten(one.name)}{told}")
+        count_in_whole_numbers(axes, "x")
+    axes.set(xlabel="token")
     axes = figure.add_subplot(grid[:, 1])
     for number, kind in enumerate(KINDS):
         lens = [one.lens[:, kinds == number].cpu() for one, kinds in zip(measures, found, strict=True)]
@@ -232,4 +236,5 @@ def _draw(figure: Figure, measures: Sequence[MediumMeasures], found: Sequence[np
         if together.shape[1]:
             axes.plot(together.mean(1).numpy(), "-o", markersize=3, color=colours[number], label=kind)
     axes.set(title="cosine to the nearest word", xlabel="depth")
+    count_in_whole_numbers(axes, "x")
     axes.legend()
