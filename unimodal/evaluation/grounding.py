@@ -26,7 +26,7 @@ from unimodal.coder.outputs import Output
 from unimodal.data.grounded.coded import CodedScenes, PlannedScenes, code_scenes
 from unimodal.data.grounded.regions import Region, compute_iou, compute_overlap, find_box
 from unimodal.data.grounded.tasks import (
-    Exchange,
+    GroundedExchange,
     make_document,
     name_box,
     name_mask,
@@ -60,6 +60,8 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     figures: dict[str, object] = {"judge": "the alpha channels of what was drawn"}
     for split in TESTED:
         rows = sample(np.array(planned.find_rows(split, KINDS), np.int64), limit or DEFAULT_LIMIT, seed).tolist()
+        if not rows:
+            continue
         scenes = code_scenes(
             planned, rows, model.coder.encode, media, None if size is None else size[0],
             lambda done, total: report("coding scenes", done, total),
@@ -173,7 +175,7 @@ def pair_names(answer: Sequence[Output]) -> list[tuple[str, np.ndarray]]:
     return pairs
 
 
-def _ask(scenes: CodedScenes, item: int, exchange: Exchange) -> Document:
+def _ask(scenes: CodedScenes, item: int, exchange: GroundedExchange) -> Document:
     """The question of an exchange with its picture, without the answer."""
     return Document(make_document(scenes.make_picture(item), [exchange]).turns[:1])
 

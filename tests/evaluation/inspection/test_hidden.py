@@ -5,8 +5,9 @@ import torch
 from matplotlib.figure import Figure
 
 from tests.tiny_bases import BASES, TOKENIZER, make_base
+from tests.tiny_model import tiny_model
 from unimodal.evaluation.inspection import hidden, make_report
-from unimodal.evaluation.inspection.opened import open_base
+from unimodal.evaluation.inspection.opened import OpenedModel, open_base
 from unimodal.evaluation.inspection.report import InspectionInput
 from unimodal.model.base import LoadedBase
 
@@ -73,6 +74,21 @@ def test_every_base_is_forced_as_plain_decoding_does(kind, open_tiny):
             logs.append(float(best.values))
     assert text.ids == tuple(ids[len(opened.start) :])
     assert text.certainty == pytest.approx(float(torch.tensor(logs).mean().exp()), rel=1e-3)
+
+
+def test_a_model_of_ours_is_forced_behind_its_start_of_text():
+    model = tiny_model()
+    opened = OpenedModel("tiny", model.decoder, model.template.text, model)
+    rows = opened.text_ids[5:9]
+    texts = hidden.continue_rows(opened, rows, 9)
+    start = model.vocabulary.get_control_id("<|bos|>")
+    for row, text in zip(rows.tolist(), texts, strict=True):
+        ids = [start, row]
+        with torch.no_grad():
+            for _ in range(len(text.ids) - 1):
+                logits = model.decoder(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+                ids.append(int(opened.words_and_marks[logits[opened.words_and_marks].argmax()]))
+        assert text.ids == tuple(ids[1:]) and len(ids) > 8
 
 
 @pytest.mark.parametrize(

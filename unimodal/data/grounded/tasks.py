@@ -49,7 +49,7 @@ class GroundedScenes(Protocol):
 
 
 @dataclass(frozen=True)
-class Exchange:
+class GroundedExchange:
     """A question and its answer; the picture stands before the first question. region: what is asked about, () of
     everything."""
 
@@ -58,23 +58,23 @@ class Exchange:
     region: Region = ()
 
 
-def name_mask(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[Exchange]:
+def name_mask(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[GroundedExchange]:
     return _name(scenes, item, scenes.make_mask, draws)
 
 
-def name_box(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[Exchange]:
+def name_box(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[GroundedExchange]:
     return _name(scenes, item, scenes.make_box, draws)
 
 
-def refer_to_mask(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[Exchange]:
+def refer_to_mask(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[GroundedExchange]:
     return _refer(scenes, item, ASK_MASK, scenes.make_mask, draws)
 
 
-def refer_to_box(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[Exchange]:
+def refer_to_box(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[GroundedExchange]:
     return _refer(scenes, item, ASK_BOX, scenes.make_box, draws)
 
 
-def tell_all(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[Exchange]:
+def tell_all(scenes: GroundedScenes, item: int, draws: random.Random | None = None) -> list[GroundedExchange]:
     """Everything from left to right; several that are alike come one by one."""
     words = scenes.find_words(item)
     alone = [region for region in scenes.list_regions(item) if len(region) == 1]
@@ -82,10 +82,10 @@ def tell_all(scenes: GroundedScenes, item: int, draws: random.Random | None = No
     for region in sorted(alone, key=lambda region: (words.scene.things[region[0]].x, region)):
         said = add_article(words.phrase(words.scene.things[region[0]]))
         answer += [Text(said), scenes.make_mask(item, region)]
-    return [Exchange((Text(_choose(draws, ASK_ALL)),), tuple(answer))]
+    return [GroundedExchange((Text(_choose(draws, ASK_ALL)),), tuple(answer))]
 
 
-Task = Callable[[GroundedScenes, int, random.Random | None], list[Exchange]]
+Task = Callable[[GroundedScenes, int, random.Random | None], list[GroundedExchange]]
 #: name → what it asks and answers about one picture
 TASKS: Mapping[str, Task] = {
     "mask_to_name": name_mask,
@@ -122,7 +122,7 @@ class GroundedSource:
 
     def make_document(self, item: int, draw: int = 0) -> Document:
         draws = make_generator(self.seed, self.name, item, draw)
-        exchanges: list[Exchange] = []
+        exchanges: list[GroundedExchange] = []
         for _ in range(4 * self.most):
             task = draws.choices(list(self.shares), list(self.shares.values()))[0]
             made = TASKS[task](self.scenes, item, draws)
@@ -143,7 +143,7 @@ def check_shares(shares: Mapping[str, float]) -> None:
         raise ValueError("no task has a share above 0; give at least one")
 
 
-def make_document(picture: Part, exchanges: Sequence[Exchange]) -> Document:
+def make_document(picture: Part, exchanges: Sequence[GroundedExchange]) -> Document:
     """The picture and the first question in one turn, then the answers and further questions."""
     turns: list[Turn] = []
     for exchange in exchanges:
@@ -154,12 +154,14 @@ def make_document(picture: Part, exchanges: Sequence[Exchange]) -> Document:
 
 def _name(
     scenes: GroundedScenes, item: int, make: Callable[[int, Region], Part], draws: random.Random | None
-) -> list[Exchange]:
+) -> list[GroundedExchange]:
     words, regions = scenes.find_words(item), list(scenes.list_regions(item))
     if draws is not None:
         draws.shuffle(regions)
     return [
-        Exchange((make(item, region), Text(_choose(draws, ASK_NAME))), (Text(name_region(words, region)),), region)
+        GroundedExchange(
+            (make(item, region), Text(_choose(draws, ASK_NAME))), (Text(name_region(words, region)),), region
+        )
         for region in regions
     ]
 
@@ -170,13 +172,15 @@ def _refer(
     asked: Sequence[str],
     make: Callable[[int, Region], Part],
     draws: random.Random | None,
-) -> list[Exchange]:
+) -> list[GroundedExchange]:
     seen = scenes.list_regions(item)
     found = [(region, listed) for region, listed in list_referred(scenes.find_words(item)) if region in seen]
     if draws is not None:
         draws.shuffle(found)
     return [
-        Exchange((Text(_choose(draws, asked).format(thing=_choose(draws, listed))),), (make(item, region),), region)
+        GroundedExchange(
+            (Text(_choose(draws, asked).format(thing=_choose(draws, listed))),), (make(item, region),), region
+        )
         for region, listed in found
     ]
 

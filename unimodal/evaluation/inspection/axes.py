@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-DECADES = 1.5  # that a range must span for marks at powers of ten alone
+DECADES = 3  # that a range must span for marks at powers of ten alone
 
 
 def count_in_whole_numbers(axes: Axes, axis: Literal["x", "y", "both"]) -> None:

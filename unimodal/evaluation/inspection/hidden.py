@@ -21,6 +21,7 @@ Shapes: R rows that are forced, N tokens, V rows of the vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,13 +29,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.evaluation.inspection.forward import read_last
 from unimodal.evaluation.inspection.opened import OpenedModel
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.text.reports.report import Section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from transformers import Cache
 
 LENGTH = 12  # tokens of a continuation: in a longer one, more tokens find their way into the hidden text
 LEAST_LENGTH = 8  # tokens of a text that is judged
@@ -91,8 +92,8 @@ def measure_first(opened: OpenedModel, rows: Tensor) -> Tensor:
     """The probability of the likeliest token behind each of these alone, float32 [R]."""
     found = []
     for start in range(0, len(rows), TOGETHER):
-        ids = _put_before(opened, rows[start : start + TOGETHER])
-        found.append(_read_next(opened, ids).max(-1).values.exp().cpu())
+        reader = RowReader(opened, rows[start : start + TOGETHER])
+        found.append(reader.read_next().max(-1).values.exp().cpu())
     return torch.cat(found)
 
 
@@ -102,18 +103,18 @@ def continue_rows(opened: OpenedModel, rows: Tensor, length: int) -> list[Forced
     texts: list[ForcedText] = []
     words = opened.words_and_marks.to(opened.device)
     for start in range(0, len(rows), TOGETHER):
-        ids = _put_before(opened, rows[start : start + TOGETHER])
-        head = ids.shape[1] - 1
+        reader = RowReader(opened, rows[start : start + TOGETHER])
+        head = reader.ids.shape[1] - 1
         logs: list[Tensor] = []
-        for _ in range(min(length, opened.max_positions - ids.shape[1])):
-            best = _read_next(opened, ids).max(-1)
+        for _ in range(min(length, opened.max_positions - reader.ids.shape[1])):
+            best = reader.read_next().max(-1)
             logs.append(best.values.cpu())
-            ids = torch.cat([ids, words[best.indices][:, None]], 1)
+            reader.append(words[best.indices])
         counts = torch.arange(1, len(logs) + 1)
         means = torch.stack(logs, 1).cumsum(1) / counts  # [R, steps]
         best_count = means.masked_fill(counts < min(LEAST_LENGTH, len(logs)), -torch.inf).max(1)
         for row, mean, at in zip(
-            ids[:, head:].tolist(), best_count.values.exp().tolist(), best_count.indices.tolist(), strict=True
+            reader.ids[:, head:].tolist(), best_count.values.exp().tolist(), best_count.indices.tolist(), strict=True
         ):
             texts.append(ForcedText(row[0], tuple(row[: at + 2]), mean, find_period(row)))
     return texts
@@ -214,17 +215,46 @@ def report_hidden(opened: OpenedModel, given: InspectionInput, tell: Tell) -> In
     return InspectionReport(sections, draw, arrays, (9.0, 4.5))
 
 
-def _put_before(opened: OpenedModel, rows: Tensor) -> Tensor:
-    """rows [R] → [R, N]: each behind what begins a text, and nothing else: no template, no prompt."""
-    begin = opened.find_start()
-    head = torch.tensor(begin, dtype=torch.long).expand(len(rows), -1)
-    return torch.cat([head, rows[:, None]], 1).to(opened.device)
+class RowReader:
+    """Rows that grow by a token at a time, each behind what begins a text and nothing else: no template, no prompt.
 
+    What was read is kept in the model's cache, and what begins all rows is read once; a model without such a cache
+    (Mamba) reads everything again. ids: int64 [R, N].
+    """
 
-def _read_next(opened: OpenedModel, ids: Tensor) -> Tensor:
-    """The log-probabilities of the words and marks that may come behind ids [R, N], [R, V]."""
-    logits = read_last(opened.decoder, ids, 1)[:, 0]
-    return logits[:, opened.words_and_marks.to(logits.device)].log_softmax(-1)
+    def __init__(self, opened: OpenedModel, rows: Tensor) -> None:
+        self.opened = opened
+        begin = torch.tensor(opened.find_start(), dtype=torch.long)
+        self.ids = torch.cat([begin.expand(len(rows), -1), rows[:, None]], 1).to(opened.device)
+        self._cache: Cache | None = None
+        self._num_read = 0  # tokens of a row in the cache
+        if len(begin):
+            self._cache = self._read(begin[None].to(opened.device))[1]
+        if self._cache is not None:
+            self._cache.batch_repeat_interleave(len(rows))
+            self._num_read = len(begin)
+
+    def append(self, rows: Tensor) -> None:
+        """A further token of each row, int64 [R]."""
+        self.ids = torch.cat([self.ids, rows[:, None].to(self.ids.device)], 1)
+
+    def read_next(self) -> Tensor:
+        """The log-probabilities of the words and marks that may come next, [R, V]."""
+        logits, self._cache = self._read(self.ids[:, self._num_read :])
+        if self._cache is not None:
+            self._num_read = self.ids.shape[1]
+        return logits[:, self.opened.words_and_marks.to(logits.device)].log_softmax(-1)
+
+    def _read(self, ids: Tensor) -> tuple[Tensor, Cache | None]:
+        """ids [B, n] behind what is in the cache → the logits of the last of them, float32 [B, V], and the cache."""
+        from transformers import Cache
+
+        model = self.opened.decoder
+        spares = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+        given = {"past_key_values": self._cache} if self._cache is not None else {}
+        read = model(input_ids=ids, use_cache=True, **given, **({"logits_to_keep": 1} if spares else {}))
+        cache = getattr(read, "past_key_values", None)
+        return read.logits[:, -1].float(), cache if isinstance(cache, Cache) else None
 
 
 def _show(opened: OpenedModel, text: ForcedText) -> str:

@@ -226,7 +226,7 @@ def _draw(figure: Figure, measures: Sequence[MediumMeasures], found: Sequence[np
         axes = figure.add_subplot(grid[row, 0])
         axes.imshow(colours[kinds][None], aspect="auto")
         told = ": green alive, grey dead, red sink" if not row else ""
-        axes.set(yticks=[], title=f"{shorten(one.name)}{told}")
+        axes.set(yticks=[], title=f"{shorten(one.name.rpartition('/')[2])}{told}")
         count_in_whole_numbers(axes, "x")
     axes.set(xlabel="token")
     axes = figure.add_subplot(grid[:, 1])
