@@ -241,5 +241,6 @@ def _measure_entropy(messages: np.ndarray) -> float:
 def _draw(figure: Figure, meanings: np.ndarray, messages: dict[str, np.ndarray]) -> None:
     pairs = np.triu_indices(len(meanings), 1)
     for axes, (name, rows) in zip(figure.subplots(1, 2), messages.items(), strict=True):
-        axes.plot(meanings[pairs], compare_messages(rows, rows)[pairs], ".", markersize=2, alpha=0.4)
+        axes.plot(meanings[pairs], compare_messages(rows, rows)[pairs], ".", markersize=4, alpha=0.4)
         axes.set(title=f"{name}: alike items, alike messages?", xlabel="distance of items", ylabel="places that differ")
+        axes.set_ylim(-0.05, 1.05)  # both languages on one scale

@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unimodal.evaluation.inspection.axes import write_plain_numbers
 from unimodal.evaluation.inspection.opened import OpenedModel
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
+from unimodal.model.base_check import find_cache_name
 from unimodal.text.reports.report import Section
 
 if TYPE_CHECKING:
@@ -206,10 +208,14 @@ def report_hidden(opened: OpenedModel, given: InspectionInput, tell: Tell) -> In
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.hist([text.certainty for text in texts], bins=40, color="lightgrey", label="continued tokens")
+        axes.hist(
+            [text.certainty for text in texts], bins=40, range=(0, 1), color="lightgrey", label="continued tokens"
+        )
         for text in suspicious[:SHOWN]:
             axes.axvline(text.certainty, color="tab:red", label=_show(opened, text)[:60].replace("$", r"\$"))
-        axes.set(xlabel="certainty: geometric mean of probabilities", ylabel="tokens", yscale="log")
+        axes.set(xlabel="certainty: geometric mean of probabilities", ylabel="tokens", xlim=(0, 1))
+        axes.set_yscale("symlog", linthresh=10)  # a bar of one token is seen beside one of hundreds
+        write_plain_numbers(axes.yaxis)
         axes.legend(fontsize=7)
 
     return InspectionReport(sections, draw, arrays, (9.0, 4.5))
@@ -218,8 +224,8 @@ def report_hidden(opened: OpenedModel, given: InspectionInput, tell: Tell) -> In
 class RowReader:
     """Rows that grow by a token at a time, each behind what begins a text and nothing else: no template, no prompt.
 
-    What was read is kept in the model's cache, and what begins all rows is read once; a model without such a cache
-    (Mamba) reads everything again. ids: int64 [R, N].
+    What was read is kept in the model's cache, and what begins all rows is read once; a model that keeps other things
+    than keys and values (Mamba) reads everything again. ids: int64 [R, N].
     """
 
     def __init__(self, opened: OpenedModel, rows: Tensor) -> None:
@@ -247,14 +253,16 @@ class RowReader:
 
     def _read(self, ids: Tensor) -> tuple[Tensor, Cache | None]:
         """ids [B, n] behind what is in the cache → the logits of the last of them, float32 [B, V], and the cache."""
-        from transformers import Cache
+        from transformers.cache_utils import Cache, DynamicLayer
 
         model = self.opened.decoder
+        name = find_cache_name(model)
         spares = "logits_to_keep" in inspect.signature(type(model).forward).parameters
-        given = {"past_key_values": self._cache} if self._cache is not None else {}
+        given = {name: self._cache} if self._cache is not None else {}
         read = model(input_ids=ids, use_cache=True, **given, **({"logits_to_keep": 1} if spares else {}))
-        cache = getattr(read, "past_key_values", None)
-        return read.logits[:, -1].float(), cache if isinstance(cache, Cache) else None
+        cache = getattr(read, name, None)
+        keeps = isinstance(cache, Cache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+        return read.logits[:, -1].float(), cache if keeps else None
 
 
 def _show(opened: OpenedModel, text: ForcedText) -> str:
