@@ -323,7 +323,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     words = {}
     if isinstance(naming, sources.MediaToName):
         words = collect_row_words(vocabulary, naming.media, tokenizers["image"], text)
-    add_structure(embedding, collect_row_features(vocabulary, tokenizers), words=words)
+    add_structure(embedding, collect_row_features(vocabulary, tokenizers), words=words, seed=cfg.loop.seed)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
     text_rows = range(text.size)

@@ -3,6 +3,7 @@
     python tools/bench_training.py                       # ragged glosses and novels, SmolLM2, LoRA
     python tools/bench_training.py --precision bfloat16 --repeats 5
     python tools/bench_training.py --rows 16 --precision bfloat16 --peak-tflops 989   # a GPU: its MFU too
+    python tools/bench_training.py --profile             # where a step of ours spends its time, by kind of work
 
 Both see the same text documents (WordNet glosses and paragraphs of Austen, whose lengths differ a hundredfold) as full
 sequences to predict, the same number of tokens in a step on average, and train LoRA of one rank on all linear layers.
@@ -37,6 +38,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 SIDES = ("ours", "trl padded", "trl grouped", "trl packed")
+#: kind of work → what the names of its operators begin with, the first that fits
+KINDS = {
+    "products with weights": ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::", "aten::matmul"),
+    "attention": ("aten::_scaled_dot", "aten::_flash", "aten::_softmax"),
+    "loss": ("aten::_log_softmax", "aten::nll", "aten::logsumexp", "aten::exp", "aten::log", "aten::gather"),
+    "optimizer": ("aten::_fused", "aten::_foreach", "aten::lerp", "aten::addcdiv", "aten::addcmul", "aten::sqrt"),
+    "copies": (
+        "aten::copy_",
+        "aten::cat",
+        "aten::index",
+        "aten::fill_",
+        "aten::zero_",
+        "aten::clone",
+        "aten::embedding",
+    ),
+}
 
 
 def make_ragged_documents(data: Path, count: int, seed: int = 0) -> list[str]:
@@ -74,8 +91,11 @@ def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     seconds, tokens = [], []
+    profiler = torch.profiler.profile() if args.profile else None
     for step in range(args.steps + 1):
         batch = stack(rows[step * args.rows : (step + 1) * args.rows])
+        if profiler is not None and step == 1:
+            profiler.start()
         began = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
             total, found = module(*to_tensors(batch, device))
@@ -89,7 +109,25 @@ def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
         tokens.append(int((batch.ids < template.vocabulary.text_size).sum()))
         if step == 0:
             _forget_peak()
+    if profiler is not None:
+        profiler.stop()
+        print(report_profile({e.key: float(e.self_cpu_time_total) for e in profiler.key_averages()}))
     return _make_result(seconds[1:], tokens[1:], module)
+
+
+def report_profile(microseconds: Mapping[str, float]) -> str:
+    """The share of each kind of work in the time of all operators, and the three operators of it that take most."""
+    kinds: dict[str, dict[str, float]] = {kind: {} for kind in (*KINDS, "sums, norms, rotations and all else")}
+    for name, time_us in microseconds.items():
+        kind = next((kind for kind, starts in KINDS.items() if name.startswith(starts)), [*kinds][-1])
+        kinds[kind][name] = time_us
+    total = sum(microseconds.values())
+    lines = []
+    for kind, found in sorted(kinds.items(), key=lambda pair: -sum(pair[1].values())):
+        most = sorted(found, key=lambda name: -found[name])[:3]
+        told = ", ".join(f"{name.removeprefix('aten::')} {found[name] / total:.1%}" for name in most)
+        lines.append(f"{kind:<36} {sum(found.values()) / total:6.1%}   {told}")
+    return "\n".join(lines)
 
 
 def run_trl(args: argparse.Namespace, texts: list[str], way: str) -> dict[str, float]:
@@ -258,8 +296,15 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--peak-tflops", type=float, help="what the device can do in this precision: prints MFU")
+    parser.add_argument(
+        "--profile", action="store_true", help="where our own step spends its time; nothing is compared"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.profile:
+        print(f"{list_versions()}; {args.precision}, {args.steps} steps of {args.rows} × {args.length} tokens")
+        run_ours(args, make_ragged_documents(args.data, 200 * args.rows * (args.steps + 1)))
+        return
     if args.side:
         texts = make_ragged_documents(args.data, 200 * args.rows * (args.steps + 1))
         result = run_ours(args, texts) if args.side == "ours" else run_trl(args, texts, args.side.removeprefix("trl "))

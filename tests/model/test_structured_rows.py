@@ -26,6 +26,14 @@ def test_codes_that_share_levels_begin_alike() -> None:
     assert distance[differing == 1].mean() < distance[differing == 2].mean()
 
 
+def test_the_same_seed_draws_the_same_tables_whatever_was_drawn_before() -> None:
+    features = {range(10, 26): torch.eye(16)}
+    first, second, other = (
+        add_structure(nn.Embedding(30, 6), features, std=0.5, seed=seed).tables[0] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
 def test_a_gradient_for_one_code_moves_its_neighbours_and_no_other_row() -> None:
     embedding, quantizer = make()
     before = embedding.weight.detach().clone()

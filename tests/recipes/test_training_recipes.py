@@ -161,7 +161,10 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
             top = weights.float().abs().amax(1, keepdim=True).clamp(min=2.0**-14)
             steps = weights.float() / torch.exp2(torch.ceil(torch.log2(top / 15)))
             assert torch.equal(steps, steps.round()) and len(steps.unique()) <= 31, name
-    recipe("train_nano", *settings, "loop.steps=1", f"initial={models}/nano", f"run={work}/runs/nano_model")
+    next_part = [*settings, f"initial={models}/nano", f"run={work}/runs/nano_model", f"out={models}/nano_next"]
+    recipe("train_nano", *next_part, "loop.steps=1")
+    recipe("train_nano", *next_part, "loop.steps=2")  # goes on: it is known by what it began with
+    assert json.loads((models / "nano_next" / "recipe.json").read_text())["config"]["loop"]["steps"] == 2
     assert (models / "nano" / "model.safetensors").is_file()
     from transformers import AutoModelForCausalLM
 

@@ -33,8 +33,10 @@ class StructuredRows(nn.Module):
         width: int,
         std: float = 0.02,
         words: Mapping[range, Sequence[Sequence[int]]] | None = None,
+        seed: int = 0,
     ):
         super().__init__()
+        draws = torch.Generator().manual_seed(seed)  # a run is known by what it began with, when it is resumed
         self.ranges = sorted(features, key=lambda rows: rows.start)
         self.vocab_size = vocab_size
         self.tables = nn.ParameterList()
@@ -48,7 +50,7 @@ class StructuredRows(nn.Module):
             self.register_buffer(
                 f"features_{index}", centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-6), persistent=False
             )
-            self.tables.append(nn.Parameter(torch.randn(block.shape[1], width) * std))
+            self.tables.append(nn.Parameter(torch.randn(block.shape[1], width, generator=draws) * std))
         self.words = {rows: _build_bags(listed, vocab_size) for rows, listed in (words or {}).items()}
 
     def forward(self, free: Tensor) -> Tensor:
@@ -90,15 +92,16 @@ def add_structure(
     features: Mapping[range, Tensor],
     std: float = 0.02,
     words: Mapping[range, Sequence[Sequence[int]]] | None = None,
+    seed: int = 0,
 ) -> StructuredRows:
-    """Put the structure on ``embedding.weight``; its shared rows start at zero.
+    """Put the structure on ``embedding.weight``; its free rows start at zero, its shared tables as the seed draws them.
 
     Train inside ``parametrize.cached()``, so that the table is computed once a step. Raises ValueError for a frozen
     table.
     """
     if not embedding.weight.requires_grad:
         raise ValueError("the table is frozen; structured rows are for tables that are trained")
-    rows = StructuredRows(features, embedding.num_embeddings, embedding.embedding_dim, std, words)
+    rows = StructuredRows(features, embedding.num_embeddings, embedding.embedding_dim, std, words, seed)
     with torch.no_grad():  # the free part of a structured row starts at zero
         for span in rows.ranges:
             embedding.weight[span.start : span.stop].zero_()
