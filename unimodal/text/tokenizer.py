@@ -156,9 +156,9 @@ class TextTokenizer:
         if self._forbidden.isdisjoint(encoding.ids):
             return encoding.ids, encoding.offsets
         # spelled letter by letter around a special string: letters are found again by what they decode to
-        ids, spans, end = self._encode_around(text), [], 0
-        for count in range(1, len(ids) + 1):
-            start, end = end, max(end, len(self.decode(ids[:count]).removesuffix("\ufffd")))
+        ids, spans, end, letters = self._encode_around(text), [], 0, self.stream()
+        for row in ids:
+            start, end = end, end + len(letters.push(row))
             spans.append((start, end))
         return ids, spans
 
