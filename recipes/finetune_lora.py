@@ -28,6 +28,7 @@ from unimodal.model.build import build_model
 from unimodal.model.depth_decoder import DepthSettings
 from unimodal.model.fourier_head import FourierSettings
 from unimodal.model.lora import LoraSettings
+from unimodal.model.soft_prompt import PromptSettings, list_prompt_files, list_prompt_ids
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.training.command import Flags, run_training
@@ -36,6 +37,7 @@ from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_resumed_run
 from unimodal.tuning.objective import check_objective, list_weight_files, make_objective
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
+from unimodal.tuning.prompt_start import read_prompt_start
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.rollout import make_batches
 from unimodal.tuning.rows import (
@@ -59,6 +61,8 @@ class LoraRecipe(Config):
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/lora")
     push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
     lora: LoraSettings | None = LoraSettings()  # null trains the new rows alone
+    #: a soft prompt before every document (docs/objectives.md), beside LoRA or, with lora=null, in its place
+    prompt: PromptSettings | None = None
     #: media of tokenizers with several codes a step, such as [image], that take one position a step in place of one a
     #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
     #: (docs/vocabulary.md, "Several codes a step at one position"); such a model is not exported
@@ -93,7 +97,13 @@ class LoraRecipe(Config):
 def run(cfg: LoraRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media, "donor": cfg.donor})
+    sources = {
+        "base": cfg.base,
+        "media": cfg.media,
+        "donor": cfg.donor,
+        "prompt.source": cfg.prompt and cfg.prompt.source,
+    }
+    check_folders(cfg.out, cfg.run, cfg.corpus.codes, sources)
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_objective(cfg.objective, cfg.loss)
     check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None)
@@ -109,6 +119,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     inputs = describe_inputs(
         template, media, base.model,
         {"donor": cfg.donor and cfg.donor / "model.safetensors", "row_words": cfg.row_words}
+        | list_prompt_files(cfg.prompt, cfg.base)
         | list_weight_files(cfg.objective),
     )  # fmt: skip
 
@@ -127,6 +138,8 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         attention=cfg.attention,
         depth=cfg.depth,
         fourier=cfg.fourier,
+        prompt=cfg.prompt,
+        prompt_words=read_prompt_start(cfg.prompt, cfg.corpus, template, media, not flags.dry_run),
     )
     if not (cfg.eight_bit or cfg.four_bit):
         model.to(device)
@@ -135,7 +148,8 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
 
     # the data in that vocabulary
     features = make_feature_memory(model, template, media)
-    corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, features, cfg.objective.rows)
+    before = list_prompt_ids(model)
+    corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, features, cfg.objective.rows, before)
     batches = make_batches(module, corpus, media, cfg.loop, parallel)
     if flags.dry_run:
         first = batches.next_batch()

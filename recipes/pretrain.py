@@ -25,6 +25,7 @@ from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder
 from unimodal.model.fourier_head import FourierSettings, add_fourier_heads
+from unimodal.model.tokenformer import PattentionSettings, check_tokenformer, make_tokenformer
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.text.tokenizer import TextTokenizer
@@ -51,6 +52,8 @@ class PretrainRecipe(Config):
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/pretrained")
     push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
     decoder: NanoConfig = NanoConfig()
+    #: layers that attend to parameters, which grow when trained (docs/objectives.md); such a model is not exported
+    pattention: PattentionSettings | None = None
     #: media of tokenizers with several codes a step, such as [image], that take one position a step in place of one a
     #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
     #: (docs/vocabulary.md, "Several codes a step at one position"); such a model is not exported
@@ -73,10 +76,12 @@ class PretrainRecipe(Config):
 def run(cfg: PretrainRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media})
+    source = cfg.pattention and cfg.pattention.source
+    check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media, "pattention.source": source})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_objective(cfg.objective, cfg.loss, from_nothing=True)
     check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None)
+    check_tokenformer(cfg.pattention, cfg.push is not None, bool(cfg.summed))
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
     parallel = start("fsdp")
@@ -86,7 +91,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     text = TextTokenizer.load(cfg.text)
     media = open_media(cfg.media, device)
     template = make_template(text, text.size, media, cfg.summed, cfg.code_order)
-    inputs = describe_inputs(template, media)
+    inputs = describe_inputs(template, media, files={"pattention.source": source and source / "model.safetensors"})
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=cfg.decoder.max_positions)
 
     control = template.vocabulary.get_control_id
@@ -100,6 +105,8 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
             eos_id=control("<|end_of_turn|>"),
             seed=cfg.loop.seed,
         )
+        if cfg.pattention is not None:
+            make_tokenformer(made, cfg.pattention, cfg.loop.seed)
         add_depth_decoder(made, template.vocabulary, cfg.depth, cfg.loop.seed)
         if cfg.fourier is not None:
             add_fourier_heads(made, template.vocabulary, cfg.fourier, cfg.loop.seed)

@@ -69,8 +69,11 @@ def check_loss(model, vocabulary, documents):
 
 
 @torch.no_grad()
-def check_engine(model, vocabulary, thorough=True):
-    """Greedy ids are the model's own, alone, in a batch, in one that rows join, in a session, and written ahead."""
+def check_engine(model, vocabulary, thorough=True, before=()):
+    """Greedy ids are the model's own, alone, in a batch, in one that rows join, in a session, and written ahead.
+
+    before: ids that the model reads before every prompt.
+    """
     engine = Engine(model, vocabulary)
     greedy = dict.fromkeys(("text", "image", "audio"), GREEDY)
     configs = [
@@ -81,7 +84,8 @@ def check_engine(model, vocabulary, thorough=True):
     prompts = [make_document(vocabulary, 10 + row, 2 * WINDOW * row + 2) for row in range(3)]
     together = engine.generate(prompts, configs)
     for prompt, config, answer in zip(prompts, configs, together, strict=True):
-        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        given = [*before, *prompt]
+        logits = model(torch.tensor([[*given, *answer]])).logits[0, len(given) - 1 : -1]
         grammar = Grammar(vocabulary, config, prompt)
         state = grammar.start()
         for scores, token in zip(logits, answer, strict=True):

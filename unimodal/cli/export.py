@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,8 +32,15 @@ def export(
     with Reporter() as report:
         report("starting")
         from unimodal.export.stock import export_model
+        from unimodal.model.soft_prompt import has_soft_prompt
 
         export_model(source, out, dtype, max_shard_size, force, base, report)
+    if has_soft_prompt(out):
+        print(
+            f"the soft prompt is no weight of a stock class; peft opens it from {out}/soft_prompt, and a server that "
+            "does not runs the model without",
+            file=sys.stderr,
+        )
     print(out)
 
 

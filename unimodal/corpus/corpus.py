@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -98,7 +98,7 @@ class Corpus:
 
     max_positions: the model's; a row may be longer, a document may not. features: sees media for a model that reads
     them through features. keep_codes: False keeps codes only until the process ends. rows: what the rows of the
-    datasets hold.
+    datasets hold. before: ids that every document begins with, those of a soft prompt.
     """
 
     def __init__(
@@ -110,12 +110,21 @@ class Corpus:
         max_positions: int | None = None,
         features: FeatureMemory | None = None,
         rows: RowKind = "answers",
+        before: Sequence[int] = (),
     ) -> None:
         self.cfg, self.template, self.rows = cfg, template, rows
         self.limit = (cfg.length, "corpus.length")
         if max_positions is not None and max_positions < cfg.length:
             self.limit = (max_positions, "the model's number of positions")
-        self._fit = RowFitter(template.vocabulary, self.limit[0], cfg.long_rows, cfg.mask_history, cfg.length)
+        self.before = tuple(before)
+        if before:
+            most, name = self.limit[0] - len(before), f"{self.limit[1]}, less {len(before)} of the soft prompt,"
+            if most < 2:
+                raise ValueError(f"a soft prompt of {len(before)} tokens does not fit {self.limit[1]} {self.limit[0]}")
+            self.limit = (most, name)
+        self._fit = RowFitter(
+            template.vocabulary, self.limit[0], cfg.long_rows, cfg.mask_history, cfg.length, self.before
+        )
         self._features = features
         self._records = RecordCache(cfg.codes if keep_codes and not cfg.streaming else None)
         self._codes = CodeCache(coder, self._records, template.vocabulary)
@@ -304,7 +313,8 @@ class Corpus:
             rejected = EncodedDocuments(
                 documents.dataset.show_rejected(), self._codes, self.template.vocabulary, self.cfg.streaming
             )
-            row, done = (self.cfg.length, "corpus.length (for both answers)"), DONE_WITH_LONG["drop"]
+            most, done = self.cfg.length - 2 * len(self.before), DONE_WITH_LONG["drop"]
+            row = (most, "corpus.length (for both answers)")
             return PairedDocuments(documents, rejected, chosen, self.template, self.limit, row, self._features, done)
         if self.rows == "prompts":
             return PromptDocuments(documents, chosen, self.template, self.limit, features=self._features)

@@ -3,6 +3,7 @@
     config.json generation_config.json model.safetensors | model-00001-of-…   the decoder, adapter and new rows merged
     tokenizer.json tokenizer_config.json chat_template.jinja                   as they were
     vocabulary.json processor_config.json image_tokenizer/ …                   as they were
+    soft_prompt/                                                               a soft prompt, for peft and for us
     modeling_unimodal.py processing_unimodal.py                                for trust_remote_code=True only
     export.json                                                                what it was made from
     README.md, reports, samples, licences                                      as they were, where there are any
@@ -12,6 +13,9 @@ A converted Chameleon, Emu3 or Janus becomes the checkpoint of its own class aga
 `AutoModelForCausalLM` and `AutoTokenizer` load it without any code of ours, and so does every server of that class: the
 embedding table has exactly `config.vocab_size` rows and no token has a larger id. Nothing else is copied from the
 source: no code, no pickle, no link that leads out of it.
+
+A soft prompt is no weight of a stock class. It lies beside the model in peft's format, and a server that does not open
+it runs the model without.
 """
 
 from __future__ import annotations
@@ -38,6 +42,14 @@ from unimodal.model.continuous_media import CONTINUOUS_FILE
 from unimodal.model.depth_decoder import DEPTH_FILE
 from unimodal.model.fourier_head import FOURIER_FILE
 from unimodal.model.image_head import HEAD_FILE
+from unimodal.model.soft_prompt import (
+    PROMPT_FOLDER,
+    detach_soft_prompt,
+    has_soft_prompt,
+    read_soft_prompt,
+    save_soft_prompt,
+)
+from unimodal.model.tokenformer import is_tokenformer
 from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.decoder import load_stock
 from unimodal.model_folder.hashes import check_tokenizers
@@ -95,6 +107,11 @@ def export_model(
         raise ValueError(f"shard size {max_shard_size!r} is not a size; give one such as 5GB or 500MB")
     check_target(out, force)
     _check_apart(source, out)
+    if is_tokenformer(source):
+        raise ValueError(
+            f"{source} is a TokenFormer, whose layers no stock causal LM has; it is not exported, nor to GGUF: use "
+            "that folder as it is"
+        )
     check_weight_files(list_weight_files(source))
     vocabulary = read_vocabulary(source / VOCABULARY_FILE)
     check_tokenizers(source, vocabulary)
@@ -125,7 +142,13 @@ def export_model(
         raise ValueError(f"{source} is a whole model, it has no base; leave the base out")
     on_step("merging" if adapter else "reading")
     model = _merge_adapter(source, base) if adapter else load_stock(source, "auto")
+    prompt = detach_soft_prompt(model) if adapter else read_soft_prompt(source) if has_soft_prompt(source) else None
     if isinstance(vocabulary, AdoptedVocabulary):
+        if prompt is not None:
+            raise ValueError(
+                f"{source} has a soft prompt on a converted checkpoint, which its own class has no place for; use or "
+                "push that folder as it is"
+            )
         home = Path(base or read_adapter_record(source).base).expanduser() if adapter else source
         _check_apart(home, out)
         check_tokenizers(home, vocabulary)
@@ -143,6 +166,8 @@ def export_model(
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new / name)
         write_decoder(model, new, vocabulary, max_shard_size)
+        if prompt is not None:
+            save_soft_prompt(new, prompt, model.config, out.name)
         for name, text in make_code_files(type(model).__name__).items():
             (new / name).write_text(text, encoding="utf-8")
         _write_settings(
@@ -233,7 +258,7 @@ def list_copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[st
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
         top = name.split("/")[0]
-        if not path.is_file() or any(part.startswith((".", "__")) for part in name.split("/")):
+        if not path.is_file() or top == PROMPT_FOLDER or any(part.startswith((".", "__")) for part in name.split("/")):
             continue
         weights = top in media and path.suffix == ".safetensors"
         wanted = weights or path.suffix.lower() in COPIED or path.name.upper() in ("LICENSE", "LICENCE", "NOTICE")

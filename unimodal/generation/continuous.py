@@ -66,6 +66,8 @@ class JoinableRun(PlainRun):
     def join(self, batch: PreparedBatch, prefixes: Sequence[CachedPrefix | None] = ()) -> None:
         """Read the prompts of further rows and append these to the others. prefixes: what is read of them already."""
         self.read_waiting()
+        if self.parts.prompt is not None:
+            prefixes = self.parts.prompt.fill(prefixes, len(batch.prompts))
         hidden = self.slots.join(batch.prompts, self.parts.pad_id, batch.capacities, prefixes)  # [S, D]
         self.hidden = torch.cat([self.hidden, hidden]) if self.configs else hidden
         self.streams.add_rows(len(batch.configs), batch.guided)

@@ -102,7 +102,8 @@ def compose_transcript(
     answer_rows = engine.head.select(((0, num_text), (end, end + 1)))
     ctc_rows = engine.head.select(((0, num_text), (blank, blank + 1)))
 
-    hidden = decoder.prefill([prompt[:1]], engine.pad_id, len(prompt) + config.max_new_tokens)[:, None]
+    first = [*engine.prompt_ids, *prompt[:1]]
+    hidden = decoder.prefill([first], engine.pad_id, len(first) + len(prompt) + config.max_new_tokens)[:, None]
     rest = torch.tensor([list(prompt[1:])], device=engine.device)
     states = torch.cat([hidden, decoder.step(rest, every=True)], 1)[0]  # [N, D]
     heard = engine.head.compute_logits(states[places.start : places.stop], ctc_rows).float()

@@ -42,11 +42,13 @@ from unimodal.generation.kinds import CACHES, WEIGHTS
 from unimodal.generation.native.product import choose_product
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
+from unimodal.generation.prompt_cache import PromptCache
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
 from unimodal.generation.run import DecodingRun, PreparedBatch
 from unimodal.generation.session import GenerationSession
 from unimodal.model.depth_decoder import find_depth_decoder
 from unimodal.model.feature_rows import FeatureRows
+from unimodal.model.soft_prompt import list_prompt_ids
 from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.positions import Position
 
@@ -93,16 +95,19 @@ class Engine:
             raise ValueError(
                 f"the model has {self.head.num_rows} rows, its vocabulary {vocabulary.size}: not of one model"
             )
-        self.max_positions: int = model.config.max_position_embeddings
+        #: the ids of the model's soft prompt, which are read before every prompt
+        self.prompt_ids = list_prompt_ids(model)
+        most = int(model.config.max_position_embeddings)
+        self.max_positions = most - len(self.prompt_ids)
         self.pad_id = vocabulary.get_control_id("<|pad|>")
         self.stats = GenerationStats()
         depth = find_depth_decoder(model)
         if depth is None and not vocabulary.positions.is_flat:
             raise ValueError("the vocabulary has summed positions, but the model no depth decoder to write them")
         table = None if depth is None else model.get_input_embeddings()
-        parts = EngineParts(own, self.head, vocabulary, self.pad_id, self.max_positions, self.device, depth, table)
-        self._own_parts = parts
-        self._reference_parts = replace(self._own_parts, decoder=self._reference)
+        held = PromptCache(model, own, self.prompt_ids, self.pad_id) if self.prompt_ids else None
+        self._own_parts = EngineParts(own, self.head, vocabulary, self.pad_id, most, self.device, depth, table, held)
+        self._reference_parts = replace(self._own_parts, decoder=self._reference, prompt=None)
         self._head_state: WeightState | None = None
 
     @property
@@ -129,7 +134,7 @@ class Engine:
 
     def make_compressed_parts(self, methods: Sequence[Method]) -> EngineParts:
         """The parts for streams that come and go under these methods. Raises ValueError for what a method refuses."""
-        return replace(self._own_parts, decoder=CompressedSlots(self.model, self.vocabulary, methods))
+        return replace(self._own_parts, decoder=CompressedSlots(self.model, self.vocabulary, methods), prompt=None)
 
     def open_session(self, size: int = 8) -> GenerationSession:
         """A session: later calls of `generate` reuse what they share with earlier prompts (`session.py`)."""
@@ -202,7 +207,9 @@ class Engine:
             raise ValueError(f"{longest} tokens are to be scored, but the model has {self.max_positions} positions")
         self.refresh_head()
         whole = self.head.select(((0, self.vocabulary.size),))
-        hidden = self.decoder.prefill([ids[:1] for ids in streams], self.pad_id, longest)[:, None]  # [S, 1, D]
+        first = [[*self.prompt_ids, *ids[:1]] for ids in streams]
+        room = longest + len(self.prompt_ids)
+        hidden = self.decoder.prefill(first, self.pad_id, room)[:, None]  # [S, 1, D]
         rest = stack_positions([[*ids[1:], *[self.pad_id] * (longest - len(ids))] for ids in streams], self.device)
         hidden = torch.cat([hidden, self.decoder.step(rest, every=True)], 1)  # [S, N, D]
         scores = []
@@ -224,7 +231,8 @@ class Engine:
         if len(folded) > self.max_positions:
             raise ValueError(f"a prompt of {len(folded)} tokens exceeds the model's {self.max_positions} positions")
         self.refresh_head()
-        hidden = self.decoder.prefill([folded], self.pad_id, len(folded))  # [1, D]
+        read = [*self.prompt_ids, *folded]
+        hidden = self.decoder.prefill([read], self.pad_id, len(read))  # [1, D]
         return self.head.compute_logits(hidden, self.head.select(((0, self.vocabulary.size),)))[0].float().softmax(0)
 
     def prepare(
@@ -250,6 +258,7 @@ class Engine:
         streams = [ids for ids, _ in (*folded, *twins)]
         if not all(streams):
             raise ValueError("a prompt is empty; it holds at least <|bos|>")
+        streams = [[*self.prompt_ids, *ids] for ids in streams] if self.prompt_ids else streams
         return PreparedBatch(streams, list(configs), grammar, guided, [codes for _, codes in folded])
 
     def count_cache_bytes(self, batch: PreparedBatch, compressed: bool = False) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 
 from unimodal.generation.decoders.step_decoder import StepDecoder
 from unimodal.generation.head import SlicedHead
+from unimodal.generation.prompt_cache import PromptCache
 from unimodal.model.depth_decoder import DepthDecoder
 from unimodal.vocabulary import Vocabulary
 
@@ -17,7 +18,8 @@ from unimodal.vocabulary import Vocabulary
 class EngineParts:
     """The parts of an engine. pad_id: the row that fills up short prompts. max_positions: most tokens of a stream.
 
-    depth, embed: what writes summed positions, and the table whose rows it reads; None without such positions.
+    depth, embed: what writes summed positions, and the table whose rows it reads; None without such positions. prompt:
+    the keys and values of the model's soft prompt; None without one, and where a prompt is read anew.
     """
 
     decoder: StepDecoder
@@ -28,3 +30,4 @@ class EngineParts:
     device: torch.device
     depth: DepthDecoder | None = None
     embed: nn.Module | None = None
+    prompt: PromptCache | None = None

@@ -24,6 +24,7 @@ from transformers import PretrainedConfig
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.files import HubOptions, download_folder
+from unimodal.model.soft_prompt import PROMPT_FOLDER, attach_soft_prompt, has_soft_prompt, read_soft_prompt
 from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.model_folder.settings import read_processor, read_sampling
@@ -51,7 +52,7 @@ def find_folder(name: str | os.PathLike[str], options: Mapping[str, object]) -> 
     if not folder.is_dir():
         known = HubOptions.__annotations__
         wanted = {key: value for key, value in options.items() if key in known and value is not None}
-        patterns = ["*.json", "*.jinja", "*_tokenizer/*"]
+        patterns = ["*.json", "*.jinja", "*_tokenizer/*", f"{PROMPT_FOLDER}/*"]
         folder = download_folder(str(name), patterns, "model ", cast(HubOptions, wanted))
     check_weight_files(list_weight_files(folder))
     return folder
@@ -80,6 +81,8 @@ class MultimodalGeneration:
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.media_folder = find_folder(pretrained_model_name_or_path, options)
         loaded.vocabulary = read_vocabulary(loaded.media_folder / VOCABULARY_FILE)
+        if has_soft_prompt(loaded.media_folder):
+            attach_soft_prompt(loaded, read_soft_prompt(loaded.media_folder))
         return model
 
     @property

@@ -8,6 +8,7 @@
     depth_decoder.safetensors   of a vocabulary with summed positions
     continuous_media.safetensors   of a model that reads and writes vectors
     fourier_heads.safetensors   of a model whose ordered codes are scored so
+    soft_prompt/                a soft prompt, as peft stores one
     vocabulary.json
 
 The base is not copied: loading reads it from its folder or from the hub, and refuses another base. `merge` makes a
@@ -36,7 +37,8 @@ from unimodal.model.continuous_media import attach_continuous_media, find_contin
 from unimodal.model.depth_decoder import attach_depth_decoder, find_depth_decoder
 from unimodal.model.fourier_head import attach_fourier_heads, find_fourier_heads
 from unimodal.model.lora import ADAPTER, add_lora, extract_lora_state, find_lora_layers, load_lora_state, merge_lora
-from unimodal.model.rows import ExtendedEmbedding, extend_rows, find_base_table, get_new_rows, merge_rows
+from unimodal.model.rows import ExtendedEmbedding, extend_rows, find_base_table, find_rows, get_new_rows, merge_rows
+from unimodal.model.soft_prompt import attach_soft_prompt, find_soft_prompt, read_soft_prompt, save_soft_prompt
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -47,12 +49,13 @@ _AGAIN = "copy or download the folder again"
 
 def has_new_rows(model: PreTrainedModel) -> bool:
     """Whether `extend_rows` has put new rows on this model."""
-    return isinstance(model.get_input_embeddings(), ExtendedEmbedding)
+    return isinstance(find_rows(model), ExtendedEmbedding)
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:
     """Merge LoRA and new rows into the base, in place, and return it: a stock Hugging Face model again.
 
+    A soft prompt stays on it: no weight of a stock class holds one.
     Raises ValueError for a base in 8 or 4 bits.
     """
     bits = {torch.int8: 8, torch.uint8: 4}
@@ -101,6 +104,9 @@ def save_adapter(
     for beside in (find_depth_decoder(model), find_continuous_media(model), find_fourier_heads(model)):
         if beside is not None:
             beside.save(folder)
+    prompt = find_soft_prompt(model)
+    if prompt is not None:
+        save_soft_prompt(folder, prompt, model.config, base, dtype)
     vocabulary.save(folder / "vocabulary.json")
     record = AdapterRecord(
         format=FORMAT,
@@ -111,6 +117,7 @@ def save_adapter(
         architecture=type(model).__name__,
         lora=bool(find_lora_layers(model)),
         new_rows=has_new_rows(model),
+        soft_prompt=0 if prompt is None else len(prompt),
     )
     write_adapter_record(folder, record)  # last: the folder counts from now on
 
@@ -158,6 +165,10 @@ def load_adapter(
     if record.new_rows:
         for parameter in get_new_rows(model).values():
             parameter.requires_grad_(True)
+    if record.soft_prompt:
+        prompt = attach_soft_prompt(model, read_soft_prompt(folder))
+        if len(prompt) != record.soft_prompt:
+            raise ValueError(f"{folder}: its soft prompt has {len(prompt)} tokens, not {record.soft_prompt}; {_AGAIN}")
     attach_depth_decoder(model, folder, vocabulary, torch.float32)
     attach_continuous_media(model, folder, vocabulary, torch.float32)
     attach_fourier_heads(model, folder, vocabulary, torch.float32)

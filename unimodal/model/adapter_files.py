@@ -18,7 +18,7 @@ class AdapterRecord:
     """`base.json`: which base an adapter belongs on, and what was trained.
 
     base: folder or hub id. base_rows: rows of its embedding table, padded ones included. base_sha256: `hash_base` of
-    that table. lora, new_rows: whether the folder holds LoRA, and new rows.
+    that table. lora, new_rows: whether the folder holds LoRA, and new rows. soft_prompt: the length of its prompt.
     """
 
     format: int
@@ -29,6 +29,7 @@ class AdapterRecord:
     architecture: str
     lora: bool
     new_rows: bool
+    soft_prompt: int = 0
 
 
 def is_adapter(folder: str | Path) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from unimodal.config import Config
 from unimodal.model.attention import set_attention
 from unimodal.model.base import LoadedBase, Precision, load_base
+from unimodal.model.context_prompt import Context, make_context_prompt
 from unimodal.model.depth_decoder import DEPTH_FILE, DepthSettings, add_depth_decoder, attach_depth_decoder
 from unimodal.model.fourier_head import (
     FOURIER_FILE,
@@ -29,7 +30,17 @@ from unimodal.model.fourier_head import (
 )
 from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
+from unimodal.model.private_gradients import PrivateGradients
 from unimodal.model.rows import extend_rows, get_new_rows, share_rows
+from unimodal.model.soft_prompt import (
+    PROMPT_FOLDER,
+    PromptSettings,
+    SoftPrompt,
+    attach_soft_prompt,
+    draw_prompt,
+    has_soft_prompt,
+    read_soft_prompt,
+)
 from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
@@ -133,6 +144,8 @@ def build_model(
     eight_bit: bool = False,
     depth: DepthSettings | None = None,
     fourier: FourierSettings | None = None,
+    prompt: PromptSettings | None = None,
+    prompt_words: Sequence[int] | Context = (),
 ) -> PreTrainedModel:
     """A pretrained causal LM that reads and writes ``vocabulary``: the base's table, new rows behind it, and LoRA.
 
@@ -141,7 +154,8 @@ def build_model(
     ``words`` and ``donor`` (one for both sides, or one for each). shared: features [R, F] of blocks whose rows learn
     together (`rows.share_rows`). depth: the size of the depth decoder that a vocabulary with summed positions needs; a
     base of ours that has one keeps it. fourier: the blocks of ordered codes that Fourier heads score; a base of ours
-    that has such heads keeps them.
+    that has such heads keeps them. prompt: a soft prompt before every document, which begins as `prompt_words`, the ids
+    of its text or its examples; a base of ours that has one keeps it, and it is trained further.
     New rows are always trained, on both sides, in float32; a base that has all rows of the vocabulary already (a model
     of ours) gets none. Raises ValueError for a vocabulary that was not laid out behind this base's rows, and for
     settings that contradict each other or would train nothing.
@@ -154,8 +168,11 @@ def build_model(
         raise ValueError("lora and freeze_base=False exclude each other; train adapters or the whole model")
     num_new = vocabulary.size - num_base
     summed = not vocabulary.positions.is_flat
-    if not num_new and lora is None and freeze_base and not summed:
-        raise ValueError(f"{base.name} has all rows of the vocabulary, so nothing would be trained; set lora")
+    kept = has_soft_prompt(Path(base.name))
+    _check_prompt(base.name, prompt, kept, freeze_base)
+    prompted = kept or prompt is not None
+    if not num_new and lora is None and freeze_base and not summed and not prompted:
+        raise ValueError(f"{base.name} has all rows of the vocabulary, so nothing would be trained; set lora or prompt")
     if num_new and vocabulary.text_size != num_base:
         raise ValueError(
             f"the vocabulary has {vocabulary.text_size} text rows but {base.name} has {num_base}, padded ones "
@@ -188,4 +205,44 @@ def build_model(
         attach_fourier_heads(model, base.name, vocabulary, torch.float32)
     elif fourier is not None:
         add_fourier_heads(model, vocabulary, fourier, seed)
+    if kept:
+        attach_soft_prompt(model, read_soft_prompt(Path(base.name)))
+    elif prompt is not None:
+        made = attach_soft_prompt(model, _make_prompt(model, prompt, prompt_words, seed))
+        if prompt.private is not None:
+            _check_private(model)
+            made.private = PrivateGradients(prompt.private)
     return model
+
+
+def _check_prompt(name: str, prompt: PromptSettings | None, kept: bool, freeze_base: bool) -> None:
+    if kept and prompt is not None:
+        raise ValueError(f"prompt: {name} has a soft prompt already, which is trained further; leave the setting out")
+    if kept and not freeze_base:
+        raise ValueError(
+            f"{name} has a soft prompt, which whole training would not keep; tune it by recipes/finetune_lora.py, or "
+            f"train a copy without {PROMPT_FOLDER}"
+        )
+
+
+def _check_private(model: PreTrainedModel) -> None:
+    others = [name for name, p in model.named_parameters() if p.requires_grad and not name.endswith("prompt.vectors")]
+    if others:
+        raise ValueError(
+            f"prompt.private hides what the prompt learns, and {others[0]} learns beside it; set lora=null, and take a "
+            "base that has all rows of the vocabulary"
+        )
+
+
+def _make_prompt(
+    model: PreTrainedModel, prompt: PromptSettings, words: Sequence[int] | Context, seed: int
+) -> SoftPrompt:
+    if isinstance(words, Context):
+        assert prompt.context is not None
+        return make_context_prompt(model, words, prompt.context)
+    if prompt.source is None:
+        return draw_prompt(model, prompt.length, words, seed)
+    found = read_soft_prompt(prompt.source, or_itself=True)
+    if "length" in prompt.model_fields_set and len(found) != prompt.length:
+        raise ValueError(f"prompt.length is {prompt.length}, but the prompt in {prompt.source} has {len(found)} tokens")
+    return found

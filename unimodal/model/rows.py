@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from unimodal.model.feature_rows import FeatureRows
+from unimodal.model.soft_prompt import PromptedEmbedding, attach_soft_prompt, detach_soft_prompt
 from unimodal.model.structured_rows import StructuredRows
 
 if TYPE_CHECKING:
@@ -141,11 +142,17 @@ class TiedExtendedHead(ExtendedHead):
 
 
 def find_base_table(model: PreTrainedModel) -> nn.Embedding:
-    """The base's own embedding table, below `FeatureRows` and `ExtendedEmbedding` where they are in its place."""
+    """The base's own embedding table, below what stands in its place (`FeatureRows`, new rows, a soft prompt)."""
     table = model.get_input_embeddings()
-    while isinstance(table, (FeatureRows, ExtendedEmbedding)):
+    while isinstance(table, (FeatureRows, PromptedEmbedding, ExtendedEmbedding)):
         table = table.base
     return table
+
+
+def find_rows(model: PreTrainedModel) -> nn.Module:
+    """The table of base and new rows, below a soft prompt where there is one."""
+    table = model.get_input_embeddings()
+    return table.base if isinstance(table, PromptedEmbedding) else table
 
 
 def select_head_parts(head: nn.Module, rows: range) -> list[Tensor]:
@@ -234,7 +241,7 @@ def share_rows(model: PreTrainedModel, features: Mapping[range, Tensor]) -> None
         rows of their own                    2.290     4.984             2.803    10.157
         rows that share                      2.154     4.244             2.807    10.347
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = find_rows(model), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
         raise ValueError("this model has no new rows to share")
     num_base = embedding.num_base
@@ -254,9 +261,10 @@ def merge_rows(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises ValueError for a model without new rows.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = find_rows(model), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
         raise ValueError("this model has no new rows to merge")
+    prompt = detach_soft_prompt(model)
     table, matrix = embedding.base, head.base  # of their own classes, which may scale what they look up
     weight = torch.cat([table.weight, embedding.new_rows.to(table.weight.dtype)])
     if isinstance(head, TiedExtendedHead):
@@ -275,6 +283,8 @@ def merge_rows(model: PreTrainedModel) -> PreTrainedModel:
     decoder = model.get_decoder()
     if hasattr(decoder, "vocab_size"):
         decoder.vocab_size = weight.shape[0]
+    if prompt is not None:
+        attach_soft_prompt(model, prompt)
     return model
 
 
@@ -283,7 +293,7 @@ def get_new_rows(model: PreTrainedModel) -> dict[str, Tensor]:
 
     Raises ValueError for a model without new rows.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = find_rows(model), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
         raise ValueError("this model has no new rows")
     rows = {"input": embedding.new_rows}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+PROMPT_FOLDER = "soft_prompt"  # folder in a model folder: its soft prompt, in peft's format
 ORIGINAL = "original"  # folder in a converted folder: the files of its checkpoint that have no other place
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -17,7 +18,8 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 def list_weight_files(folder: Path) -> Iterable[Path]:
     """The files of a model folder and of the folders of its media tokenizers and readers that look like weights."""
-    places = [folder, *sorted(folder.glob("*_tokenizer")), *sorted(folder.glob("*_reader")), folder / ORIGINAL]
+    beside = [*sorted(folder.glob("*_tokenizer")), *sorted(folder.glob("*_reader"))]
+    places = [folder, *beside, folder / ORIGINAL, folder / PROMPT_FOLDER]
     for place in places:
         for path in sorted(place.iterdir()) if place.is_dir() else ():
             if path.suffix.lower() in (*PICKLED, ".safetensors"):

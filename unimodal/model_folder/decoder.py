@@ -15,6 +15,8 @@ from unimodal.model.continuous_media import attach_continuous_media
 from unimodal.model.depth_decoder import attach_depth_decoder
 from unimodal.model.fourier_head import attach_fourier_heads
 from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
+from unimodal.model.soft_prompt import attach_soft_prompt, has_soft_prompt, read_soft_prompt
+from unimodal.model.tokenformer import is_tokenformer, load_tokenformer
 from unimodal.model_folder.layout import CONFIG_FILE
 from unimodal.vocabulary import Vocabulary
 
@@ -35,11 +37,13 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> PreTrainedModel:
         raise ValueError(
             f"{folder}: the decoder has {rows} rows but vocabulary.json {vocabulary.size}; they do not belong together"
         )
-    decoder = load_stock(folder, torch.float32)
+    decoder = load_tokenformer(folder) if is_tokenformer(folder) else load_stock(folder, torch.float32)
     attach_image_head(decoder, folder)
     attach_depth_decoder(decoder, folder, vocabulary)
     attach_continuous_media(decoder, folder, vocabulary)
     attach_fourier_heads(decoder, folder, vocabulary)
+    if has_soft_prompt(folder):
+        attach_soft_prompt(decoder, read_soft_prompt(folder))
     _check_head(decoder, vocabulary, folder)
     return decoder
 

@@ -15,6 +15,7 @@ from typing import Self
 from pydantic import model_validator
 
 from unimodal.config import Config
+from unimodal.objectives.context_prompt import ContextLossConfig, ContextPromptLoss
 from unimodal.objectives.distillation.student import DistillationConfig, TeacherLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
@@ -22,6 +23,9 @@ from unimodal.objectives.masked_codes import MaskedCodeConfig, MaskedCodes
 from unimodal.objectives.objective import Objective, RowKind
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.preference import PreferenceConfig, PreferenceLoss
+from unimodal.objectives.prompt_transfer import PromptTransfer, PromptTransferConfig
+from unimodal.objectives.restored_codes import RestoredCodeConfig, RestoredCodes
+from unimodal.objectives.row_prior import RowPriorConfig
 from unimodal.objectives.sinks import SinkConfig
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
 
@@ -37,7 +41,11 @@ class ObjectiveConfig(Config):
     grpo: GrpoConfig | None = None
     distillation: DistillationConfig | None = None
     masked_codes: MaskedCodeConfig | None = None
+    context_prompt: ContextLossConfig | None = None
+    prompt_transfer: PromptTransferConfig | None = None
+    restored_codes: RestoredCodeConfig | None = None
     #: added to any of them
+    row_prior: RowPriorConfig | None = None
     sinks: SinkConfig | None = None
 
     @model_validator(mode="before")
@@ -82,4 +90,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "grpo": GrpoLoss,
     "distillation": TeacherLoss,
     "masked_codes": MaskedCodes,
+    "context_prompt": ContextPromptLoss,
+    "prompt_transfer": PromptTransfer,
+    "restored_codes": RestoredCodes,
 }

@@ -61,7 +61,7 @@ class LoadedModel:
         self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile, kv=kv)
         #: the media that it can write: those whose tokenizer came with its decoder
         self.writable = tuple(name for name in self.vocabulary.media if coder.can_decode(name))
-        self.max_positions = int(decoder.config.max_position_embeddings)
+        self.max_positions = self.engine.max_positions
 
     @classmethod
     def from_folder(

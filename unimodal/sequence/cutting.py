@@ -6,6 +6,7 @@ learnt token are left out. Legend: N tokens of a document.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -24,7 +25,8 @@ class RowFitter:
     cut into as many pieces as it needs (`split`). A long document with media that are read through features is always
     left out, and so is a group of documents that one row of `row_length` tokens does not hold. mask_history: learn only
     the last answer of a document. Documents are folded first: their tokens are positions of the sequence
-    (`Rendered.fold`).
+    (`Rendered.fold`). before: ids that each piece begins with, those of a soft prompt. They count in
+    `row_length` and not in `longest`, and nothing is learnt of them.
     """
 
     def __init__(
@@ -34,18 +36,24 @@ class RowFitter:
         long_rows: LongRows = "drop",
         mask_history: bool = False,
         row_length: int | None = None,
+        before: Sequence[int] = (),
     ) -> None:
+        self.before = tuple(before)
         self.longest, self.long_rows, self.mask_history = longest, long_rows, mask_history
-        self.row_length = longest if row_length is None else row_length
+        self.row_length = longest + len(self.before) if row_length is None else row_length
         self._positions = vocabulary.positions
         self._starts = [vocabulary.get_start_id(medium) for medium in vocabulary.media]
         self._ends = [vocabulary.get_end_id(medium) for medium in vocabulary.media]
 
     def __call__(self, document: Rendered) -> list[Rendered]:
+        return [piece.put_before(self.before) for piece in self._cut(document)]
+
+    def _cut(self, document: Rendered) -> list[Rendered]:
         document = document.fold(self._positions)
         if document.starts:
             pieces = document.split_group()
-            fits = len(document) <= self.row_length and max(map(len, pieces)) <= self.longest
+            length = len(document) + len(pieces) * len(self.before)
+            fits = length <= self.row_length and max(map(len, pieces)) <= self.longest
             return [document] if fits else []
         if self.mask_history:
             document = keep_last_answer(document)

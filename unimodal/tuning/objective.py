@@ -15,8 +15,10 @@ from unimodal.corpus.record_cache import KEY_BYTES, RecordCache
 from unimodal.model.adapter_files import LORA_FILE, ROWS_FILE
 from unimodal.model.attention import set_attention
 from unimodal.model.base import load_base
+from unimodal.model.soft_prompt import WEIGHTS_PATH, list_prompt_ids, read_soft_prompt
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
+from unimodal.objectives.context_prompt import ContextLossConfig, ContextPromptLoss
 from unimodal.objectives.distillation.student import DistillationConfig, Teacher, TeacherLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
@@ -25,7 +27,10 @@ from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.objective import Objective
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.preference import PreferenceConfig, PreferenceLoss
+from unimodal.objectives.prompt_transfer import PromptTransfer, PromptTransferConfig
 from unimodal.objectives.registry import OBJECTIVES, ObjectiveConfig
+from unimodal.objectives.restored_codes import RestoredCodeConfig, RestoredCodes
+from unimodal.objectives.row_prior import RowPrior
 from unimodal.objectives.sinks import SinkDecorrelation
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
 from unimodal.sequence.templates.own import TEXT_PREFIX, Template
@@ -68,23 +73,37 @@ def make_objective(
     Raises ValueError for settings that do not go together, and for a folder that cannot be used.
     """
     main = _make_main(settings.own, loss, model, template)
-    return main if settings.sinks is None else SinkDecorrelation(main, settings.sinks)
+    made: nn.Module = main if settings.sinks is None else SinkDecorrelation(main, settings.sinks)
+    return made if settings.row_prior is None else RowPrior(made, model, settings.row_prior)
 
 
 def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, template: Template) -> Objective:
     vocabulary, device = template.vocabulary, next(model.parameters()).device
+    length = len(list_prompt_ids(model))
     if isinstance(own, PreferenceConfig):
         folders = dict(_list_folders(own))
-        contrast = [load_other(name, folder, template, device) for name, folder in folders.items()]
+        contrast = [load_other(name, folder, template, device, length) for name, folder in folders.items()]
         return PreferenceLoss(model, vocabulary, loss, own, contrast)
     if isinstance(own, DistillationConfig):
-        return TeacherLoss(model, vocabulary, loss, own, _load_teacher(own, loss.softmax, template, device))
+        return TeacherLoss(model, vocabulary, loss, own, _load_teacher(own, loss.softmax, template, device, length))
     if isinstance(own, GrpoConfig):
         return GrpoLoss(model, vocabulary, loss, own)
     if isinstance(own, MaskedCodeConfig):
         return MaskedCodes(model, vocabulary, loss, own)
     if isinstance(own, KtoConfig):
         return KtoLoss(model, vocabulary, loss, own)
+    if isinstance(own, RestoredCodeConfig):
+        return RestoredCodes(model, vocabulary, loss, own)
+    if isinstance(own, ContextLossConfig):
+        return ContextPromptLoss(model, vocabulary, loss, own)
+    if isinstance(own, PromptTransferConfig):
+        if own.kind == "panda":
+            places = [own.source, *([own.target] if own.target is not None else [])]
+            return PromptTransfer(
+                model, vocabulary, loss, own, prompts=[read_soft_prompt(one, or_itself=True) for one in places]
+            )
+        small = load_other("prompt_transfer.source", own.source, template, device, prompt=None)
+        return PromptTransfer(model, vocabulary, loss, own, small)
     if isinstance(own, UnlearningConfig):
         [(name, folder)] = _list_folders(own)
         encode = template.text.encode
@@ -93,19 +112,25 @@ def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, tem
             for old, new in own.replacements.items()
             for prefix in (TEXT_PREFIX, "")
         ]
-        return UnlearningLoss(model, vocabulary, loss, own, load_other(name, folder, template, device), replacements)
+        return UnlearningLoss(
+            model, vocabulary, loss, own, load_other(name, folder, template, device, length), replacements
+        )
     return PackedLoss(model, vocabulary, loss)
 
 
-def _load_teacher(own: DistillationConfig, softmax: str, template: Template, device: torch.device) -> Teacher:
+def _load_teacher(
+    own: DistillationConfig, softmax: str, template: Template, device: torch.device, prompt: int
+) -> Teacher:
     """Raises ValueError for a teacher that cannot be loaded, or whose vocabulary is another where it must not be."""
     if own.likelihood is None:
-        model = load_other("distillation.teacher", Path(own.teacher), template, device)
+        model = load_other("distillation.teacher", Path(own.teacher), template, device, prompt)
         if own.cache is None:
             return Teacher(model)
-        weights = hash_files([Path(own.teacher) / file for file in WEIGHT_FILES])
+        weights = hash_files([Path(own.teacher) / file for file in _list_weights(Path(own.teacher))])
         logits = own.learnt_logits
         return Teacher(model, store=FolderStore(own.cache, f"{weights} {logits.top} {logits.temperature} {softmax}"))
+    if prompt:
+        raise ValueError("distillation.likelihood compares texts, and a soft prompt is none; leave one of them out")
     base = load_base(own.teacher)
     text = TextTokenizer(cast(TokenizerData, base.tokenizer))
     begin = base.model.config.bos_token_id
@@ -143,6 +168,10 @@ def _list_folders(own: Config | None) -> Iterator[tuple[str, Path]]:
         yield "distillation.teacher", Path(own.teacher)
     if isinstance(own, UnlearningConfig):
         yield "unlearning.reinforced", own.reinforced
+    if isinstance(own, PromptTransferConfig):
+        yield "prompt_transfer.source", own.source
+        if own.target is not None:
+            yield "prompt_transfer.target", own.target
 
 
 def list_weight_files(settings: ObjectiveConfig) -> dict[str, Path | None]:
@@ -150,12 +179,19 @@ def list_weight_files(settings: ObjectiveConfig) -> dict[str, Path | None]:
     return {
         f"objective.{name} {file}": folder / file
         for name, folder in _list_folders(settings.own)
-        for file in WEIGHT_FILES
+        for file in _list_weights(folder)
     }
 
 
-def load_other(name: str, folder: Path, template: Template, device: torch.device) -> PreTrainedModel:
-    """A model to compare with, in evaluation mode. name: that of the setting.
+def _list_weights(folder: Path) -> tuple[str, ...]:
+    return (*WEIGHT_FILES, WEIGHTS_PATH) if (folder / WEIGHTS_PATH).is_file() else WEIGHT_FILES
+
+
+def load_other(
+    name: str, folder: Path, template: Template, device: torch.device, prompt: int | None = 0
+) -> PreTrainedModel:
+    """A model to compare with, in evaluation mode. name: that of the setting. prompt: the length of the soft
+    prompt of the model that is trained, whose batches this one reads; None: it reads them with its own.
 
     Raises ValueError for a folder without a model, and for one of another vocabulary.
     """
@@ -167,5 +203,11 @@ def load_other(name: str, folder: Path, template: Template, device: torch.device
             f"objective.{name}: {folder} has another vocabulary than the model that is trained; tune both from one base"
         )
     other = load_decoder(folder, vocabulary).to(device).eval()
+    own = len(list_prompt_ids(other))
+    if prompt is not None and own != prompt:
+        raise ValueError(
+            f"objective.{name}: {folder} has a soft prompt of {own} tokens, and the model in training {prompt}: "
+            "they read the same batches; tune with as long a prompt, or with none"
+        )
     set_attention(other)
     return other

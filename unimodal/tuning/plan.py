@@ -89,8 +89,8 @@ def spell_ids(ids: Sequence[int] | np.ndarray, template: Template, longest: int 
 
     for row in map(int, ids):
         seen = row >= vocabulary.size  # a feature
-        block = None if seen else vocabulary.find_block(row)
-        label = "feature" if seen else block.label if block is not None else None
+        block = None if seen or row < 0 else vocabulary.find_block(row)
+        label = "soft prompt" if row < 0 else "feature" if seen else block.label if block is not None else None
         if label is not None:
             if runs and runs[0][0] == label:
                 runs[0] = (label, runs[0][1] + 1)

@@ -28,6 +28,7 @@ from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.attention import Packing
 from unimodal.objectives.grpo import GrpoLoss, compute_advantages
+from unimodal.objectives.row_prior import RowPrior
 from unimodal.objectives.sinks import SinkDecorrelation
 from unimodal.sequence.document import Document, Media, Part
 from unimodal.sequence.packing import PackedBatch, pack, stack
@@ -58,7 +59,9 @@ class Rollouts:
         self.objective, self.own, self.context, self.seed = objective, objective.own, context, seed
         self.template, self.length = corpus.template, corpus.cfg.length
         self.mixture = corpus.make_mixture(rank, num_ranks)
-        self.limit = min(corpus.cfg.length, int(objective.model.config.max_position_embeddings))
+        self.before = corpus.before
+        most = int(objective.model.config.max_position_embeddings)
+        self.limit = min(corpus.cfg.length, most) - len(self.before)
         self.rewards = Rewards(self.own.rewards, self.own.weights)
         self.drawn = 0  # questions that this rank has drawn
         self.dealt = 0  # times that the batch was learnt from
@@ -176,7 +179,7 @@ class Rollouts:
         labels = ids.copy()
         labels[: len(prompt)] = IGNORE
         rendered = Rendered(ids, labels, np.zeros(len(ids), dtype=np.uint8))
-        return rendered.give_values(advantage, 0.0).fold(self.template.vocabulary.positions)
+        return rendered.give_values(advantage, 0.0).fold(self.template.vocabulary.positions).put_before(self.before)
 
     @torch.no_grad()
     def _remember_likelihoods(self, batch: PackedBatch) -> PackedBatch:
@@ -198,7 +201,9 @@ def make_batches(
 
     Raises ValueError for settings that such an objective cannot have.
     """
-    objective = module.main if isinstance(module, SinkDecorrelation) else module
+    objective = module
+    while isinstance(objective, (SinkDecorrelation, RowPrior)):
+        objective = objective.main
     if not isinstance(objective, GrpoLoss):
         return corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=loop.epochs is not None)
     if loop.epochs is not None:

@@ -18,6 +18,7 @@ from unimodal.model.adapter import save_adapter
 from unimodal.model.continuous_media import take_continuous_media
 from unimodal.model.depth_decoder import take_depth_decoder
 from unimodal.model.fourier_head import take_fourier_heads
+from unimodal.model.tokenformer import has_pattention, save_tokenformer
 from unimodal.model_folder.layout import (
     GENERATION_FILE,
     PROCESSOR_FILE,
@@ -129,6 +130,9 @@ def save_tuned(
         for beside in (take_depth_decoder(model), take_continuous_media(model), take_fourier_heads(model)):
             if beside is not None:
                 beside.save(folder)
-        model.half().save_pretrained(folder)
+        if has_pattention(model):
+            save_tokenformer(folder, model.half())
+        else:
+            model.half().save_pretrained(folder)
     write_text_atomically(folder / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
     save_config(cfg, folder / "recipe.yaml")

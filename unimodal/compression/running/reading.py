@@ -76,7 +76,7 @@ class VocabularyReader:
         return find_input_spans(ids, valid, self.vocabulary, self.vocabulary.media, before)
 
     def find_words(self, ids: Tensor) -> Tensor:
-        return ids < self.vocabulary.text_size
+        return (ids >= 0) & (ids < self.vocabulary.text_size)  # below 0 are those of a soft prompt
 
     def install(self) -> None:
         pass

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from unimodal.model.tokenformer import has_pattention
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -70,6 +72,8 @@ def find_lean_problem(model: PreTrainedModel) -> str | None:
         return f"{name} is none of {', '.join(BASES)}"
     if any(type(layer).__name__ != BASES[name].layer for layer in backbone.layers):
         return "a decoder layer has been replaced"
+    if has_pattention(model):
+        return "its layers attend to their parameters"
     for kind in _find_rope_types(model):
         if kind not in _STATIC_ROPE:
             return f"rotary positions of type {kind!r} depend on the length"

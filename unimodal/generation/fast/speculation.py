@@ -161,7 +161,10 @@ class SpeculativeRun(DecodingRun):
     def _list_latest(self, row: int) -> list[int]:
         latest = self.answers[row][-LATEST:]
         missing = LATEST - len(latest)
-        return [*unfold(self.prompts[self.streams.conditional[row]][-missing:]), *latest] if missing else latest
+        if not missing:
+            return latest
+        read = unfold(self.prompts[self.streams.conditional[row]][-missing:])
+        return [*(row for row in read if row >= 0), *latest]  # without a soft prompt, which nothing is written after
 
     def _make_view(self, row: int, allowed: Ranges) -> Row:
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]

@@ -50,7 +50,8 @@ class CtcVerifier:
         ids = pad_sequence(prompts, batch_first=True, padding_value=engine.pad_id)  # [B, N], padded on the right
         engine.refresh_head()
         classes = engine.head.select(((0, num_text), (self.blank, self.blank + 1)))
-        first = engine.decoder.prefill(ids[:, :1].tolist(), engine.pad_id, ids.shape[1] + 1)[:, None]
+        begun = [[*engine.prompt_ids, *row] for row in ids[:, :1].tolist()]
+        first = engine.decoder.prefill(begun, engine.pad_id, len(begun[0]) + ids.shape[1])[:, None]
         hidden = torch.cat([first, engine.decoder.step(ids[:, 1:].to(engine.device), every=True)], 1)
         is_code = (ids >= self.codes.start) & (ids < self.codes.stop)
         read = []

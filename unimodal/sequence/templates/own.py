@@ -29,7 +29,7 @@ from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text,
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import ROLES, Vocabulary
 from unimodal.vocabulary.layout import FeatureSpan
-from unimodal.vocabulary.positions import PositionMap
+from unimodal.vocabulary.positions import NOTHING, PositionMap
 
 IGNORE = -100
 TEXT_PREFIX = " "
@@ -71,6 +71,23 @@ class Rendered:
         if not self.starts:
             return [self]
         return [self._cut(slice(*bounds)) for bounds in itertools.pairwise((0, *self.starts, len(self)))]
+
+    def put_before(self, ids: Sequence[int]) -> Rendered:
+        """The document with these ids before it, and before each document of a group; nothing is learnt of them."""
+        if not len(ids):
+            return self
+        if self.starts:
+            return replace(join_group([one.put_before(ids) for one in self.split_group()]), read=self.read)
+        num = len(ids)
+        further = None if self.further is None else np.pad(self.further, ((num, 0), (0, 0)), constant_values=NOTHING)
+        return replace(
+            self,
+            ids=np.concatenate([np.array(ids, dtype=self.ids.dtype), self.ids]),
+            labels=np.pad(self.labels, (num, 0), constant_values=IGNORE),
+            modality=np.pad(self.modality, (num, 0)),
+            further=further,
+            values=None if self.values is None else np.pad(self.values, ((num, 0), (0, 0)), mode="edge"),
+        )
 
     def fold(self, positions: PositionMap) -> Rendered:
         """The document with the rows of a summed position at one place: what is packed and trained on.
