@@ -96,5 +96,5 @@ def test_a_prompt_of_examples_is_trained_near_them(settings, tmp_path, pictures,
     distances = torch.cdist(moved, table(torch.arange(vocabulary.size)).detach()).min(1).values
     assert (distances > 1e-4).any() and (distances < 1e-5).any(), "inputs move, labels stay rows of the vocabulary"
     with pytest.raises(SystemExit):
-        recipe(*settings, f"prompt.context={{path: {pictures}, examples: 99}}", f"run={tmp_path}/other")
-    assert "examples, not 99" in capsys.readouterr().err
+        recipe(*settings, f"prompt.context={{path: {pictures}, examples: 999}}", f"run={tmp_path}/other")
+    assert "examples, not 999" in capsys.readouterr().err
