@@ -168,3 +168,29 @@ def test_it_can_be_turned_off(fresh_build, monkeypatch, model):
     monkeypatch.setenv(build.OFF, "1")
     assert build.load_native() == (None, f"{build.OFF} is set")
     assert type(PackedDecoder(model).layers) is PackedLayers
+
+
+@needs_native
+@pytest.mark.parametrize("kv", CACHES)
+@torch.inference_mode()
+def test_tokens_that_see_the_same_entries_are_attended_to_together_and_are_the_same_bits(make_model, kv):
+    """Of a prompt that is read at once and in pieces, and of rows that share a long beginning: streams of other
+    beginnings stand between them, and their own ends are not of one length."""
+    layers = NativeLayers(make_model(max_positions=1024), "float32", kv)
+    text = torch.randint(1, 40, (600,), generator=torch.Generator().manual_seed(0)).tolist()
+    whole, pieces = LeanDecoder(layers), LeanDecoder(layers)
+    expected = whole.prefill([text], 0, 700)
+    pieces.prefill([text[:301]], 0, 700)
+    pieces.step(torch.tensor([text[301:595]]))
+    states = [pieces.step(torch.tensor([[token]])) for token in text[595:]]
+    assert torch.equal(states[-1], expected)
+    prompts = [[*text[:400], *[7] * number] for number in (1, 90, 3)]
+    prompts[1:1] = [[5] * 300, [*text[:400], 9], [6]]
+    found = []
+    for shares in (True, False):
+        decoder = LeanDecoder(layers)
+        decoder.shares = shares
+        found.append([decoder.prefill(prompts, 0, 600)])
+        for number in range(3):
+            found[-1].append(decoder.step(torch.full((6, 1 + number), 3 + number), every=True))
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))

@@ -183,23 +183,3 @@ inline void add_values(const float* weights, const float* values, int64_t num, i
         for (int64_t n = 0; n < lanes; n++) _mm256_storeu_ps(out + i + 8 * n, acc[n]);
     }
 }
-
-// `heads` queries of one token, which lie one after the other, over the same keys and values; out likewise.
-inline void attend(const float* q, int64_t heads, const Entries& keys, const Entries& values, const Sight& sight,
-                   float scale, float cap, std::vector<float>& room, float* out) {
-    const int64_t num = std::max<int64_t>(0, sight.high - sight.low), width = keys.width, each = round_up(num, 8) + 8;
-    room.resize(heads * each + CHUNK * width);
-    float *scores = room.data(), *made = scores + heads * each;
-    for (int64_t j = 0, some; j < num; j += some) {
-        some = sight.rest(j);
-        const float* held = keys.read(sight.low + j, some, made);
-        for (int64_t h = 0; h < heads; h++) score_keys(q + h * width, held, some, width, scores + h * each + j);
-    }
-    for (int64_t h = 0; h < heads; h++) normalise_scores(scores + h * each, num, sight, scale, cap);
-    std::memset(out, 0, heads * width * sizeof(float));
-    for (int64_t j = 0, some; j < num; j += some) {
-        some = sight.rest(j);
-        const float* held = values.read(sight.low + j, some, made);
-        for (int64_t h = 0; h < heads; h++) add_values(scores + h * each + j, held, some, width, out + h * width);
-    }
-}

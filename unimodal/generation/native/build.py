@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("step.cpp", "attention.h", "products.h")
+SOURCES = ("step.cpp", "teams.h", "attention.h", "products.h")
 # -ffp-contract=off: sums are to be the same, to the last bit, however many rows are computed
 FLAGS = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 OFF = "UNIMODAL_NO_NATIVE"

@@ -6,7 +6,7 @@
 
 #include <atomic>
 
-#include "attention.h"
+#include "teams.h"
 
 enum Activation : int64_t { SILU = 0, GELU_TANH = 1, GELU = 2 };
 
@@ -109,6 +109,9 @@ class Run {
         rooms.attended.resize(tokens * m.heads * m.head_width);
         rooms.added.resize(tokens * added_stride);
         rooms.inner.resize(tokens * inner_stride);
+        singles = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, 1);
+        const int64_t most = std::max<int64_t>(1, tokens * m.kv_heads / (4 * s.threads));  // no thread without work
+        together = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, most);
         if (is_integer(m.kind)) {
             const int64_t groups = std::max({round_up(m.width, GROUP), round_up(m.heads * m.head_width, GROUP),
                                              inner_stride}) / GROUP;
@@ -124,6 +127,7 @@ class Run {
     const int64_t tokens;
     Rooms rooms;
     int64_t qkv_stride, added_stride, inner_stride;
+    std::vector<Team> singles, together;  // of layers with a window or a mask, and of all others, whose cache is the first
 
     static void wait() {
 #pragma omp barrier
@@ -263,20 +267,27 @@ class Run {
         const int64_t group = m.heads / m.kv_heads;
         // heads that share keys together, unless that leaves threads without work
         const int64_t heads = tokens * m.kv_heads >= 4 * s.threads || s.threads == 1 ? group : 1;
-        std::vector<float> room, query(heads * m.head_width);
-        share(phase, tokens * (m.heads / heads), [&](int64_t item) {
-            // all tokens of a head one after the other: streams that share blocks find them in the processor's cache
-            const int64_t token = tokens - 1 - item % tokens, head = item / tokens * heads;
-            const int64_t stream = token / s.num_new;
-            turn_heads(layer, layer.query_norm, token, head, heads, 0, m.heads, query.data());
-            Sight sight{held.low[token], held.high[token], nullptr};
-            if (held.bias != nullptr)
-                sight.bias = held.bias + held.bias_row[token] * held.bias_stride;
-            else if (layer.window > 0)
-                sight.low = std::max(sight.low, sight.high - layer.window);
-            attend(query.data(), heads, entries(layer, 0, stream, head / group),
-                   entries(layer, 1, stream, head / group), sight, layer.scaling, layer.cap, room,
-                   rooms.attended.data() + (token * m.heads + head) * m.head_width);
+        const std::vector<Team>& teams = layer.window > 0 || held.bias != nullptr ? singles : together;
+        const int64_t num = (int64_t)teams.size();
+        std::vector<float> room, query(MOST_TEAM * heads * m.head_width);
+        std::vector<Member> members;
+        share(phase, num * (m.heads / heads), [&](int64_t item) {
+            const Team& team = teams[num - 1 - item % num];  // late tokens see most
+            const int64_t head = item / num * heads;
+            members.clear();
+            for (int64_t token : team.tokens) {
+                float* q = query.data() + members.size() * heads * m.head_width;
+                turn_heads(layer, layer.query_norm, token, head, heads, 0, m.heads, q);
+                Sight sight{held.low[token], held.high[token], nullptr};
+                if (held.bias != nullptr)
+                    sight.bias = held.bias + held.bias_row[token] * held.bias_stride;
+                else if (layer.window > 0)
+                    sight.low = std::max(sight.low, sight.high - layer.window);
+                const int64_t stream = token / s.num_new;
+                members.push_back({q, entries(layer, 0, stream, head / group), entries(layer, 1, stream, head / group),
+                                   sight, rooms.attended.data() + (token * m.heads + head) * m.head_width});
+            }
+            attend(members, heads, team.common, layer.scaling, layer.cap, room);
         });
     }
 
