@@ -369,7 +369,7 @@ def measure_growth(
                 line = f"{batch:5d} {guidance:8g} {context:10d} {1e3 * (wall[0] - began):9.1f}"
                 for value, ratio, width in zip(medians, ratios, (10, 13, 8), strict=True):
                     line += f" {value:{width}.2f} {ratio:8.2f}"
-                print(f"{line} {engine.decoder.num_bytes / 1e6:8.1f}", flush=True)
+                print(f"{line} {engine.decoder.num_bytes / 1e6:8.2f}", flush=True)
 
 
 def main() -> None:

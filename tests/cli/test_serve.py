@@ -70,6 +70,8 @@ def test_it_says_where_answers_and_ends_on_ctrl_c(commands):
         (["--weights", "int3"], "--weights"),
         (["--weights", "int8", "--compress", "stride"], "--weights"),
         (["--kv", "int3"], "--kv"),
+        (["--cache", "0"], "--cache"),
+        (["--cache", "nan"], "--cache"),
         (["--kv", "int8", "--compress", "stride"], "--kv"),
         (["--compress", "divprun"], "did you mean divprune"),
         (["--compress", "tokenflex:0.5"], "learned"),
