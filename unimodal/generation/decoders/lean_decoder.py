@@ -112,7 +112,8 @@ class LeanDecoder:
         begun = self._find_beginnings(distinct, known)
         made: list[CachedStream] = []  # of what is read here, given back if it fails
         try:
-            ends, states = self._read_stretches(distinct, begun, most, pad_id, made)
+            copies = self._count_copies(distinct, numbers, capacities)
+            ends, states = self._read_stretches(distinct, begun, most, copies, pad_id, made)
             streams = []
             for number in numbers:
                 taken = ends[number] in streams
@@ -150,12 +151,17 @@ class LeanDecoder:
         prompts: Sequence[tuple[Position, ...]],
         begun: Sequence[tuple[CachedStream | StreamCache | None, int]],
         capacities: Sequence[int],
+        spare: Sequence[int],
         pad_id: int,
         made: list[CachedStream],
     ) -> tuple[list[CachedStream], list[Tensor]]:
-        """Read distinct prompts; return the stream and the last state [E] of each. made: all streams that are made."""
+        """Read distinct prompts; return the stream and the last state [E] of each.
+
+        spare: blocks of each cache to have besides. made: all streams that are made.
+        """
         trees = self._plant_trees(prompts, begun)
-        self.cached.reserve(self._count_blocks([stretch for tree in trees.values() for stretch in tree], capacities))
+        blocks = self._count_blocks([stretch for tree in trees.values() for stretch in tree], capacities)
+        self.cached.reserve([sum(both) for both in zip(blocks, spare, strict=True)])
         self.num_computed = max(len(prompt) - num for prompt, (_, num) in zip(prompts, begun, strict=True))
         self.num_read = 0
         copies: dict[StreamCache, CachedStream] = {}
@@ -222,6 +228,22 @@ class LeanDecoder:
                 need += min(-(-capacity // BLOCK) - stretch.begin // BLOCK, paged.count_blocks(capacity))
             needs.append(need)
         return needs
+
+    def _count_copies(
+        self, prompts: Sequence[tuple[Position, ...]], numbers: Sequence[int], capacities: Sequence[int]
+    ) -> list[int]:
+        """The blocks of each cache that further rows of a prompt take. numbers: as of `find_unique`."""
+        again = [
+            (capacity, len(prompts[number]))
+            for at, (capacity, number) in enumerate(zip(capacities, numbers, strict=True))
+            if number in numbers[:at]
+        ]
+        return [
+            sum(
+                min(-(-capacity // BLOCK) - length // BLOCK, paged.count_blocks(capacity)) for capacity, length in again
+            )
+            for paged in self.cached.caches
+        ]
 
     def _read(self, streams: Sequence[CachedStream], texts: Sequence[Sequence[Position]], pad_id: int) -> list[Tensor]:
         """Append tokens, not as many to each stream; return the state [E] of the last token of each."""

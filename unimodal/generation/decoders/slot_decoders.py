@@ -16,7 +16,6 @@ from unimodal.generation.decoders.cache_size import count_bytes
 from unimodal.generation.decoders.cached_streams import CachedStreams
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.lean_layers import LeanLayers
-from unimodal.generation.decoders.paged_cache import BLOCK
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.decoders.shared_prompts import find_unique
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, SlotDecoder, StepDecoder, StreamCache
@@ -57,14 +56,8 @@ class LeanSlots(LeanDecoder):
         most = [max(c for c, n in zip(capacities, numbers, strict=True) if n == own) for own in range(len(distinct))]
         trees = self._plant_trees(distinct, self._find_beginnings(distinct, [None] * len(distinct)))
         blocks = self._count_blocks([stretch for tree in trees.values() for stretch in tree], most)
-        copies = [
-            capacity - len(distinct[number])
-            for at, (capacity, number) in enumerate(zip(capacities, numbers, strict=True))
-            if number in numbers[:at]
-        ]
-        for at, paged in enumerate(self.cached.caches):
-            blocks[at] += sum(min(-(-own // BLOCK) + 1, paged.count_blocks(own + BLOCK)) for own in copies)
-        return self.cached.weigh(blocks)
+        copies = self._count_copies(distinct, numbers, capacities)
+        return self.cached.weigh([sum(both) for both in zip(blocks, copies, strict=True)])
 
     def count_begun(self, prompt: Sequence[Position]) -> int:
         """How many tokens of a prompt are held already, by other rows or by `read_ahead`."""
