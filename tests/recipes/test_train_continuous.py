@@ -14,6 +14,7 @@ from unimodal.generation.request import GenerationConfig
 from unimodal.generation.vector_writer import VectorWriter
 from unimodal.model.adapter import load_adapter
 from unimodal.model.base import load_base
+from unimodal.pipeline import load
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tokenizers import Latents
 from unimodal.tokenizers.registry import load_latent_tokenizer
@@ -89,6 +90,10 @@ def test_it_learns_saves_and_draws_what_the_folder_draws(tiny_base, latents, pic
     shown = writer.fill_prompt([*prompt[:2], *vocabulary.encode_span("image", [0] * 4), *prompt[2:]], [drawn[0]])
     [answer] = writer.engine.generate([shown], GenerationConfig(max_new_tokens=4, allow=("text",)))
     assert answer[-1] == prompt[2]
+    chat = load(out, device="cpu")  # which has words, and says what it cannot draw
+    assert chat.chat("hello", to="text", text_tokens=3)
+    with pytest.raises(ValueError, match="which gives no codes"):
+        chat.generate("a red apple", "image")
     with pytest.raises(ValueError, match="reads and writes vectors in place of codes"):
         export_model(out, tmp_path / "stock")
     assert not (tmp_path / "stock").exists()
