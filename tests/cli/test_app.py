@@ -292,6 +292,18 @@ def test_ctrl_c_is_130_and_writes_nothing(run, tmp_path, monkeypatch):
     assert list((tmp_path / "here").iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")])
+def test_a_lack_of_memory_is_one_line_that_says_what_helps(run, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "load_model", fail)
+    status, out, err = run("generate", "a cat", "--to", "image", "--out", "a.png")
+    assert (status, out) == (1, "") and "Traceback" not in err
+    assert [line for line in err.splitlines() if "--kv int8" in line] == err.splitlines()[-1:]
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_our_own_defects_are_not_hidden(monkeypatch):
     def fail(*_):
         raise RuntimeError("a defect")

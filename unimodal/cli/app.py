@@ -316,7 +316,7 @@ app.add_typer(text)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command and exits with its status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Runs a command and exits with its status: 0, 2 after a user's mistake, 130 after Ctrl-C, 1 without memory."""
     try:
         status = app(args=argv, prog_name="unimodal", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -328,6 +328,13 @@ def main(argv: list[str] | None = None) -> None:
         status = _complain(str(error).replace("<bytes>", "- (stdin)"))  # of a command, no other file is bytes
     except typer.TyperException as error:
         status = _complain(error.format_message())
+    except (MemoryError, RuntimeError) as error:
+        from unimodal.generation.kinds import is_memory_short
+
+        if not is_memory_short(error):
+            raise
+        _complain("out of memory; --kv int8 and --weights int8 take less, and so do fewer --tokens or a smaller model")
+        status = 1
     if status == 130:
         print("interrupted", file=sys.stderr)
     raise SystemExit(status or 0)

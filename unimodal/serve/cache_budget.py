@@ -16,6 +16,7 @@ import torch
 
 from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.engine import Engine
+from unimodal.generation.kinds import is_memory_short
 from unimodal.generation.request import GenerationRequest
 from unimodal.generation.run import PreparedBatch
 from unimodal.pipeline.requests import UnfitRequestError
@@ -107,9 +108,7 @@ def read_free_memory() -> int:
 
 def explain_shortage(error: Exception, budget: int | None) -> Exception:
     """For an error that says that memory is short one whose line says what helps; any other as it is."""
-    text = str(error).lower()
-    short = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not short and not any(sign in text for sign in ("not enough memory", "out of memory", "can't allocate memory")):
+    if not is_memory_short(error):
         return error
     now = "" if budget is None else f" (now {budget / MIB:.0f} MiB)"
     return MemoryShort(
