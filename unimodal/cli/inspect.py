@@ -26,7 +26,7 @@ REPORTS: dict[str, tuple[str, ...]] = {
 #: report → the settings of its own that `--set` changes
 SETTINGS: dict[str, tuple[str, ...]] = {
     "media": ("layer", "recurring"),
-    "attribution": ("draws", "least_steps", "most_steps", "replaced", "kept", "among"),
+    "attribution": ("draws", "least_steps", "most_steps", "replaced", "kept", "among", "checks"),
     "points": ("points", "above", "below", "shrink", "cosine"),
     "hidden": ("rows", "share", "length"),
     "codes": ("symbols", "values", "steps"),

@@ -169,6 +169,7 @@ def test_a_planted_code_of_a_picture_gets_the_attribution_where_it_lies(tmp_path
         (InspectionInput(prompt=" "), "the prompt is empty"),
         (InspectionInput(), "give a prompt"),
         (InspectionInput(prompt="A", answer=""), "the answer is empty"),
+        (InspectionInput(prompt="A", settings={"checks": 0}), "checks 0: give one or more"),
         (InspectionInput(prompt="A", files=[Audio(path="a.wav")]), "llama reads and writes text only, and no audio"),
         (InspectionInput(prompt="A", to="image"), "llama reads and writes text only, and no image"),
         (InspectionInput(prompt="A" * 200), "prompt and answer are 2.. tokens; llama reads at most 160"),

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 PATH_STEPS = 8  # of integrated gradients
 MOST_TARGETS = 8  # tokens of an answer that are explained
 BEST = 0.2  # of the tokens that are replaced or kept as a check
-CHECK_DRAWS = 8
+CHECKS = 2  # draws that a method's tokens are replaced by
+RANDOM_TIMES = 4  # as many for tokens at random, other ones in each: what one choice loses may hang on a single token
 SHOWN = 15
 
 
@@ -84,9 +85,12 @@ def score_by_attention(opened: OpenedModel, read: ReadSequence) -> dict[str, Ten
 def report_attribution(opened: OpenedModel, given: InspectionInput, tell: Tell) -> InspectionReport:
     """What of a prompt an answer comes from, over its words and over its media.
 
-    Settings: `draws`, `most_steps`, `replaced`, `kept`, `among` of ReAGent. Raises ValueError for an empty prompt,
-    media that the model lacks, and an answer of nothing.
+    Settings: `draws`, `most_steps`, `replaced`, `kept`, `among` of ReAGent, and `checks`. Raises ValueError for an
+    empty prompt, media that the model lacks, an answer of nothing, and fewer than one check.
     """
+    checks = int(given.settings.get("checks", CHECKS))
+    if checks < 1:
+        raise ValueError(f"checks {checks}: give one or more")
     tell("reading")
     read = _shorten(opened.read_prompt(given.prompt, given.files, given.answer, given.to))
     if len(read) == read.answer:
@@ -116,7 +120,7 @@ def report_attribution(opened: OpenedModel, given: InspectionInput, tell: Tell) 
         },
         "greatest shares": _describe_tokens(read, shares, proposals),
         **({"shares of media": _describe_spans(read, shares)} if read.spans else {}),
-        "log-likelihood lost a token": _check_methods(opened, read, scores, proposals, given.seed),
+        "log-likelihood lost a token": _check_methods(opened, read, scores, proposals, given.seed, checks),
     }
     maps = {
         name: [map_scores(opened, span, values[torch.from_numpy(span.at)].numpy(), given.seed) for span in read.spans]
@@ -191,27 +195,40 @@ def _measure_likelihood(opened: OpenedModel, read: ReadSequence, ids: Tensor) ->
 
 
 def _check_methods(
-    opened: OpenedModel, read: ReadSequence, scores: Mapping[str, Tensor], proposals: list[Tensor | None], seed: int
+    opened: OpenedModel,
+    read: ReadSequence,
+    scores: Mapping[str, Tensor],
+    proposals: list[Tensor | None],
+    seed: int,
+    checks: int,
 ) -> Section:
-    """What the answer loses if the best fifth of the tokens is replaced, and if the other four fifths are."""
+    """What the answer loses if the best fifth of the tokens is replaced, and if the other four fifths are.
+
+    checks: draws of replacements for each, which are averaged.
+    """
     generator = torch.Generator().manual_seed(seed)
     free = torch.tensor([rows is not None for rows in proposals])
     count = max(1, round(BEST * int(free.sum())))
     plain = _measure_likelihood(opened, read, read.ids[None])
     ids = read.ids.cpu()
-    drawn = draw_rows(proposals, CHECK_DRAWS, generator)
+    drawn = draw_rows(proposals, checks, generator)
+    at_random = draw_rows(proposals, RANDOM_TIMES * checks, generator)
 
-    def lose(replaced: Tensor) -> float:
-        rows = ids.expand(CHECK_DRAWS, -1).clone()
+    def lose(replaced: Tensor, drawn: Tensor) -> float:
+        rows = ids.expand(len(drawn), -1).clone()
         rows[:, : read.answer] = torch.where(replaced & free, drawn, ids[: read.answer])
         return plain - _measure_likelihood(opened, read, rows)
 
+    ranked = {name: (values.expand(checks, -1), drawn) for name, values in scores.items()}
+    ranked["random"] = torch.rand(len(at_random), read.answer, generator=generator), at_random
     table: Section = {}
-    for name in (*scores, "random"):
-        values = scores[name] if name in scores else torch.rand(read.answer, generator=generator)
-        best = values.masked_fill(~free, -torch.inf).topk(count).indices
-        chosen = torch.zeros(read.answer, dtype=torch.bool).scatter(0, best, True)
-        table[name] = {"its best fifth replaced": lose(chosen), "all but its best fifth": lose(~chosen)}
+    for name, (values, proposed) in ranked.items():
+        best = values.masked_fill(~free, -torch.inf).topk(count, dim=-1).indices  # [R, count]
+        chosen = torch.zeros(values.shape, dtype=torch.bool).scatter(1, best, True)
+        table[name] = {
+            "its best fifth replaced": lose(chosen, proposed),
+            "all but its best fifth": lose(~chosen, proposed),
+        }
     return table
 
 

@@ -95,7 +95,7 @@ def measure_first(opened: OpenedModel, rows: Tensor) -> Tensor:
     found = []
     for start in range(0, len(rows), TOGETHER):
         reader = RowReader(opened, rows[start : start + TOGETHER])
-        found.append(reader.read_next().max(-1).values.exp().cpu())
+        found.append(reader.find_likeliest()[0].exp().cpu())
     return torch.cat(found)
 
 
@@ -103,15 +103,14 @@ def measure_first(opened: OpenedModel, rows: Tensor) -> Tensor:
 def continue_rows(opened: OpenedModel, rows: Tensor, length: int) -> list[ForcedText]:
     """Each of these tokens alone, continued greedily by `length` tokens, and cut where it is most certain."""
     texts: list[ForcedText] = []
-    words = opened.words_and_marks.to(opened.device)
     for start in range(0, len(rows), TOGETHER):
         reader = RowReader(opened, rows[start : start + TOGETHER])
         head = reader.ids.shape[1] - 1
         logs: list[Tensor] = []
         for _ in range(min(length, opened.max_positions - reader.ids.shape[1])):
-            best = reader.read_next().max(-1)
-            logs.append(best.values.cpu())
-            reader.append(words[best.indices])
+            best, following = reader.find_likeliest()
+            logs.append(best.cpu())
+            reader.append(following)
         counts = torch.arange(1, len(logs) + 1)
         means = torch.stack(logs, 1).cumsum(1) / counts  # [R, steps]
         best_count = means.masked_fill(counts < min(LEAST_LENGTH, len(logs)), -torch.inf).max(1)
@@ -244,12 +243,15 @@ class RowReader:
         """A further token of each row, int64 [R]."""
         self.ids = torch.cat([self.ids, rows[:, None].to(self.ids.device)], 1)
 
-    def read_next(self) -> Tensor:
-        """The log-probabilities of the words and marks that may come next, [R, V]."""
+    def find_likeliest(self) -> tuple[Tensor, Tensor]:
+        """The log-probability, among words and marks, of the likeliest next token of each row, and that token, [R]."""
         logits, self._cache = self._read(self.ids[:, self._num_read :])
         if self._cache is not None:
             self._num_read = self.ids.shape[1]
-        return logits[:, self.opened.words_and_marks.to(logits.device)].log_softmax(-1)
+        words = self.opened.words_and_marks.to(logits.device)
+        logits = logits[:, words]
+        best = logits.max(-1)
+        return best.values - logits.logsumexp(-1), words[best.indices]
 
     def _read(self, ids: Tensor) -> tuple[Tensor, Cache | None]:
         """ids [B, n] behind what is in the cache → the logits of the last of them, float32 [B, V], and the cache."""
