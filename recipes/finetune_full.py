@@ -35,7 +35,7 @@ from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.rollout import make_batches
 from unimodal.tuning.rows import collect_block_features, describe_controls, read_donor
-from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
+from unimodal.tuning.save import check_folders, check_room, find_writing, save_tokenizers, save_tuned
 from unimodal.tuning.trainer import make_trainer
 from unimodal.tuning.vocabulary import make_joint_template, open_media
 from unimodal.tuning.watching import WatchConfig, look_before, make_watcher
@@ -77,7 +77,8 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_objective(cfg.objective, cfg.loss)
-    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None)
+    writing = find_writing(cfg.objective, cfg.base)
+    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None, writing)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 
@@ -109,7 +110,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         fourier=cfg.fourier,
     ).to(device)
     check_room(cfg.out, model, whole=True)
-    module = make_objective(cfg.objective, cfg.loss, model, template)
+    module = make_objective(cfg.objective, cfg.loss, model, template, media)
     batches = make_batches(module, corpus, media, cfg.loop, parallel)
     if flags.dry_run:
         first = batches.next_batch()
@@ -120,9 +121,12 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         return parallel.close()
 
     watcher = make_watcher(cfg.watch, cfg.loop, model, template, cfg.run, run_suite)
-    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher)
+    trainer = make_trainer(
+        cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher,
+        cfg.objective.shares_every,
+    )  # fmt: skip
     if main:
-        save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
+        save_tokenizers(cfg.run / "tokenizers", template, media, max_positions, writing)
     look_before(watcher, cfg.loop, cfg.run, parallel)
     trainer.run()
     if not trainer.use_best():
@@ -135,7 +139,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
             cfg.base, template.vocabulary, freeze_base=False, initialiser="mean", depth=cfg.depth, fourier=cfg.fourier
         )
         whole.load_state_dict(state)
-        save_tuned(cfg.out, merge(whole), None, template, media, cfg)
+        save_tuned(cfg.out, merge(whole), None, template, media, cfg, writing)
         print(f"wrote {cfg.out}", file=sys.stderr)
         if cfg.push is not None:
             push_tuned(cfg.out, cfg.push)

@@ -47,7 +47,7 @@ from unimodal.tuning.rows import (
     read_donor,
     read_row_words,
 )
-from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
+from unimodal.tuning.save import check_folders, check_room, find_writing, save_tokenizers, save_tuned
 from unimodal.tuning.trainer import make_trainer
 from unimodal.tuning.vocabulary import make_feature_memory, make_joint_template, open_media
 from unimodal.tuning.watching import WatchConfig, look_before, make_watcher
@@ -106,7 +106,8 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, sources)
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_objective(cfg.objective, cfg.loss)
-    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None)
+    writing = find_writing(cfg.objective, cfg.base)
+    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None, writing)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
 
@@ -144,7 +145,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     if not (cfg.eight_bit or cfg.four_bit):
         model.to(device)
     check_room(cfg.out, model, whole=False)
-    module = make_objective(cfg.objective, cfg.loss, model, template)
+    module = make_objective(cfg.objective, cfg.loss, model, template, media)
 
     # the data in that vocabulary
     features = make_feature_memory(model, template, media)
@@ -160,15 +161,18 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         return parallel.close()
 
     watcher = make_watcher(cfg.watch, cfg.loop, model, template, cfg.run, run_suite, features is not None)
-    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher)
+    trainer = make_trainer(
+        cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher,
+        cfg.objective.shares_every,
+    )  # fmt: skip
     if main:
-        save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
+        save_tokenizers(cfg.run / "tokenizers", template, media, max_positions, writing)
     look_before(watcher, cfg.loop, cfg.run, parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()
     if main:
-        save_tuned(cfg.out, model, cfg.base, template, media, cfg)
+        save_tuned(cfg.out, model, cfg.base, template, media, cfg, writing)
         print(f"wrote {cfg.out}", file=sys.stderr)
         if cfg.push is not None:
             push_tuned(cfg.out, cfg.push)

@@ -36,7 +36,7 @@ from unimodal.tuning.identity import describe_inputs, describe_resumed_run
 from unimodal.tuning.objective import check_objective, make_objective
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
-from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
+from unimodal.tuning.save import check_folders, check_room, find_writing, save_tokenizers, save_tuned
 from unimodal.tuning.trainer import make_trainer
 from unimodal.tuning.vocabulary import make_template, open_media
 from unimodal.tuning.watching import WatchConfig, look_before, make_watcher
@@ -80,7 +80,8 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media, "pattention.source": source})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_objective(cfg.objective, cfg.loss, from_nothing=True)
-    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None)
+    writing = find_writing(cfg.objective)
+    check_push(cfg.push, cfg.media, cfg.summed, cfg.fourier is not None, writing)
     check_tokenformer(cfg.pattention, cfg.push is not None, bool(cfg.summed))
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
@@ -115,7 +116,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     model = make_model().to(device)
     set_attention(model, cfg.attention)
     check_room(cfg.out, model, whole=True)
-    module = make_objective(cfg.objective, cfg.loss, model, template)
+    module = make_objective(cfg.objective, cfg.loss, model, template, media)
     batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()
@@ -126,9 +127,12 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         return parallel.close()
 
     watcher = make_watcher(cfg.watch, cfg.loop, model, template, cfg.run, run_suite)
-    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher)
+    trainer = make_trainer(
+        cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher,
+        cfg.objective.shares_every,
+    )  # fmt: skip
     if main:
-        save_tokenizers(cfg.run / "tokenizers", template, media, cfg.decoder.max_positions)
+        save_tokenizers(cfg.run / "tokenizers", template, media, cfg.decoder.max_positions, writing)
     look_before(watcher, cfg.loop, cfg.run, parallel)
     trainer.run()
     if not trainer.use_best():
@@ -139,7 +143,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     if main:
         whole = make_model()
         whole.load_state_dict(state)
-        save_tuned(cfg.out, whole, None, template, media, cfg)
+        save_tuned(cfg.out, whole, None, template, media, cfg, writing)
         print(f"wrote {cfg.out}", file=sys.stderr)
         if cfg.push is not None:
             push_tuned(cfg.out, cfg.push)

@@ -176,7 +176,8 @@ def test_sampled_pictures_follow_the_exact_distribution(small, small_model, name
 @pytest.mark.parametrize("name", sorted(set(DECODERS) - {"draft-heads"}))  # they have a file of their own
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_no_decoder_breaks_the_grammar(model, vocabulary, ask, name, temperature):
-    settings = {"columns": {"image": 2, "video": 3}, "window": 1} if name == "zipar" else {}
+    rasters = {"columns": {"image": 2, "video": 3}}
+    settings = {"zipar": {**rasters, "window": 1}, "next-x": {**rasters, "size": 1, "steps": 2}}.get(name, {})
     prompts, configs = mixed(ask, sampling=sampling(temperature))
     answers = Engine(model, vocabulary).generate(prompts, configs, method=make_decoder(name, **settings))
     end = vocabulary.get_control_id("<|end_of_turn|>")

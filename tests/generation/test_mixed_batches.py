@@ -72,7 +72,28 @@ def draw_decoder(rng, vocabulary):
     if name == "zipar":
         settings = {"columns": {"image": rng.choice([1, 2]), "video": 3}, "window": rng.choice([1, 2, 4])}
     elif name == "masked":
+        settings = {"passes": rng.randrange(1, 9), "sees_ahead": rng.random() < 0.5}
+    elif name == "next-x":
+        settings = {
+            "unit": rng.choice(["token", "whole", "scale"]),
+            "columns": {"image": 2, "video": 3},
+            "steps": rng.randrange(1, 4),
+            "wrong": rng.choice([0.0, 0.3, 1.0]),
+        }
+    elif name == "enat":
         settings = {"passes": rng.randrange(1, 9)}
+    elif name == "explore":
+        settings = {"threshold": rng.choice([0.1, 0.5, 0.9]), "branches": rng.choice([1, 2, 5])}
+    elif name == "window-diffusion":
+        settings = {
+            "passes": rng.randrange(1, 9),
+            "active": 2,
+            "window": rng.choice([2, 3, 9]),
+            "refresh": rng.choice([1, 2, 3]),
+            "own_place": rng.random() < 0.5,
+        }
+    elif name == "any-order":
+        settings = {"window": rng.choice([1, 2, 5]), "order": rng.choice(["ascending", "random"])}
     elif name == "token-recycling":
         settings = {"nodes": rng.choice([3, 80])}
     else:
@@ -119,6 +140,8 @@ def test_the_same_request_has_the_same_answer_whatever_was_asked_before(engines,
                                         "force": None if seed == 9 else "audio"}) for seed in (7, 8, 9)]  # fmt: skip
     engine = engines["lean"]
     decoder = make_decoder(name)
+    if name == "next-x":
+        decoder = make_decoder(name, unit="whole")
     if name == "zipar":  # audio has no rows; pictures do
         decoder = make_decoder(name, columns={"image": 2, "video": 3}, window=1)
         config = config.model_copy(update={"force": "image", "max_codes": {}, "min_codes": {}})

@@ -8,6 +8,7 @@ import torch
 
 from tests.recipes.test_finetune_lora import recipe
 from unimodal.model.adapter import load_adapter
+from unimodal.pipeline import load
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +124,25 @@ def test_it_learns_from_answers_of_its_own_and_a_stopped_run_writes_the_same(set
 
 
 @pytest.mark.sweep("recipes at work")
-def test_hidden_codes_are_learnt_and_a_stopped_run_hides_the_same(settings, tmp_path, monkeypatch):
-    asked = [*settings("answers"), "objective.masked_codes.share=0.8", "loop.learning_rate=0.005"]
+@pytest.mark.parametrize(
+    ("objective", "decoder"),
+    [("masked_codes={share: 0.8}", "masked"), ("next_x={unit: whole}", "next-x"), ("any_order={}", "any-order"),
+     ("parallel_copies={}", "next-x"), ("token_unify={}", "masked")],
+)  # fmt: skip
+def test_codes_in_spans_are_learnt_and_a_stopped_run_hides_the_same(
+    settings, tmp_path, monkeypatch, objective, decoder
+):
+    asked = [*settings("answers"), f"objective.{objective}", "loop.learning_rate=0.005", "objective.shares_every=1"]
     recipe("finetune_lora", *asked, flags=["--dry-run"])
     recipe("finetune_lora", *asked)
     whole = read_metrics(tmp_path / "run")
     assert {"loss_text", "loss_image"} <= set(whole[0]) and "validation_loss" in whole[-1]
+    shares = [sum(value for name, value in line.items() if name.startswith("share_")) for line in whole]
+    assert shares == pytest.approx([1.0] * len(whole)) or not objective.startswith("parallel_copies")
+    model = load(tmp_path / "out", device="cpu")
+    assert model.processor.writing.decoder == decoder and model.processor.writing.objective in objective
+    model.generate("a red apple", "image", seed=1)
+    assert [one.name for one in model._fast_decoders.values()] == [decoder]
     for folder in ("out", "run"):
         shutil.rmtree(tmp_path / folder)
     stop_at(3, monkeypatch, *asked)

@@ -64,6 +64,7 @@ from unimodal.model_folder.layout import (
     locate_tokenizer,
 )
 from unimodal.model_folder.settings import ProcessorConfig, read_processor
+from unimodal.objectives.writing import SpanWriting
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
@@ -137,6 +138,7 @@ def export_model(
             "exported: use that folder as it is, or export the model that the reader was made for"
         )
     _check_flat(source, vocabulary)
+    check_writing(str(source), read_processor(source).writing)
     adapter = is_adapter(source)
     if base is not None and not adapter:
         raise ValueError(f"{source} is a whole model, it has no base; leave the base out")
@@ -184,6 +186,19 @@ def _check_flat(source: Path, vocabulary: Vocabulary) -> None:
             f"{source} reads and writes {' and '.join(summed)} with summed codes: a stock causal LM could hold its "
             f"layers and rows, but neither sums rows nor has the network that writes the codes ({DEPTH_FILE}); it is "
             f"not exported, nor to GGUF: use that folder as it is, or tune without summed={','.join(summed)}"
+        )
+
+
+def check_writing(name: str, writing: SpanWriting | None) -> None:
+    """Raises ValueError for a model that writes media under a mask which no stock class has. name: of what is refused.
+
+    One that learnt its codes token by token as well is exported; its `processor_config.json` still names the decoder.
+    """
+    if writing is not None and not writing.token_by_token:
+        raise ValueError(
+            f"{name}: a model that learnt its codes with {writing.objective} alone writes them by the decoder "
+            f"{writing.decoder} under a mask of its own, and a stock class writes token by token, which it never "
+            f"learnt; it is not exported, nor to GGUF: use that folder as it is, or {writing.remedy}"
         )
 
 

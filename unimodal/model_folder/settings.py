@@ -12,6 +12,7 @@ from unimodal.files import describe_error, read_json
 from unimodal.model_folder.formats import FORMAT, upgrade_settings
 from unimodal.model_folder.layout import GENERATION_FILE, PROCESSOR_FILE
 from unimodal.model_folder.wording import Wording
+from unimodal.objectives.writing import SpanWriting
 
 
 class CtcReading(Config):
@@ -56,6 +57,8 @@ class ProcessorConfig(Config):
     wording: Wording = Wording()
     #: None: transcripts are written as any other answer
     reading: CtcReading | None = None
+    #: None: codes are written token by token, as text is
+    writing: SpanWriting | None = None
 
     def find_limits(self, modality: str) -> MediumLimits:
         """The limits of a medium."""

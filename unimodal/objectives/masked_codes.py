@@ -2,100 +2,100 @@
 
 A model so trained draws a medium in few passes (the fast decoder `masked`, `generation/fast/masked_parallel.py`): all
 codes of a block at once, the surest are kept. As in MaskGIT (arXiv 2202.04200) and Show-o (arXiv 2408.12528) a share
-cos(π/2 · r) of the codes is hidden, r uniform in [0, 1), and only hidden codes are learnt. One run of codes of a
-document is chosen, since the decoder draws block by block: what is before it is seen as it is, what is behind it is not
-learnt. Inside the run every code sees every other, everywhere else attention stays causal, so text is learnt as before
-and stays what it was. `share` of the documents with such a run are masked, the others are learnt token by token.
+cos(π/2 · r) of the codes is hidden, r uniform in [0, 1), and only hidden codes are learnt. Inside the run every code
+sees every other (`spans.py` says which run). `share` of the documents with such a run are masked, the others are learnt
+token by token.
 
 A code is predicted at the place before its own, where the LM predicts it already, so that a trained LM goes on from
 what it knows; ``own_place`` predicts it at its own, as both papers do. MaskGIT also smooths its labels by 0.1; Show-o
 does not, nor is it done here.
 
+``asymmetric``: codes that are left do not see hidden ones, as ENAT (arXiv 2411.06959) encodes visible tokens by
+themselves and lets hidden ones read them. What a code is to the others then no longer depends on how many are hidden,
+so a decoder reads each known code once (`masked` with ``reuse``). ENAT also hides a share of Beta(12, 3) of the codes
+(``schedule="enat"``), and has layers for hidden codes alone, which a causal LM has not.
+
 A base must let a token see later ones where a mask says so. `check_sees_ahead` tries it.
 
-Shapes: B rows, N tokens, D width.
+Shapes: B rows, N tokens, L codes of a span.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 from torch import Tensor
 
-from unimodal.config import Config
-from unimodal.objectives.next_token import IGNORE, LossConfig, shift_labels
-from unimodal.objectives.objective import LossParts, Objective, number_documents
+from unimodal.objectives.next_token import LossConfig
+from unimodal.objectives.objective import LossParts
+from unimodal.objectives.spans import LearntSpan, SpanObjective, leave_out_behind, list_seen
+from unimodal.objectives.writing import SpanConfig, SpanWriting
 from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class MaskedCodeConfig(Config):
-    """share: of the documents with codes to learn, those that are masked. schedule: of the share of codes hidden, by r
-    uniform in [0, 1): cos(π/2 · r), or 1 - r. own_place: predict a code at its own place. mask_id: the row that stands
-    for a hidden code, by default ``<|pad|>``.
+class MaskedCodeConfig(SpanConfig):
+    """schedule: of the share of codes hidden, by r uniform in [0, 1): cos(π/2 · r), or 1 - r; or drawn from Beta(12, 3)
+    (enat). own_place: predict a code at its own place. asymmetric: codes that are left see no hidden ones. mask_id: the
+    row that stands for a hidden code, by default ``<|pad|>``.
     """
 
-    share: float = Field(default=1.0, gt=0, le=1)
-    schedule: str = Field(default="cosine", pattern="^(cosine|uniform)$")
+    schedule: str = Field(default="cosine", pattern="^(cosine|uniform|enat)$")
     own_place: bool = False
+    asymmetric: bool = False
     mask_id: int | None = None
 
+    @model_validator(mode="after")
+    def _check_place(self) -> Self:
+        if self.asymmetric and not self.own_place:
+            raise ValueError(
+                "asymmetric goes with own_place: a code that is left says nothing of a hidden one behind it"
+            )
+        return self
 
-def find_runs(labels: Tensor, position_ids: Tensor, group_of_row: Tensor) -> Tensor:
-    """The runs of learnt codes of one block: int64 [B, N], 1, 2, … in each row, 0 elsewhere.
-
-    group_of_row: int64 [V], of `HeadGroups`, whose group 0 is text.
-    """
-    code = (labels != IGNORE) & (group_of_row.to(labels.device)[labels.clamp(min=0)] > 0)
-    group = torch.where(code, group_of_row.to(labels.device)[labels.clamp(min=0)], -1)
-    begins = code.clone()
-    begins[:, 1:] &= (group[:, 1:] != group[:, :-1]) | (position_ids.expand_as(labels)[:, 1:] == 0)
-    return torch.where(code, begins.long().cumsum(1), 0)
-
-
-def choose_masked(
-    runs: Tensor, documents: Tensor, settings: MaskedCodeConfig, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """The run that is masked, bool [B, N], and its hidden codes, bool [B, N]; at most one run of a document.
-
-    A run is chosen with a probability proportional to its length; at least one of its codes is hidden.
-    """
-    chosen, hidden = torch.zeros_like(runs, dtype=torch.bool), torch.zeros_like(runs, dtype=torch.bool)
-    for row in range(len(runs)):
-        for document in documents[row][runs[row] > 0].unique().tolist():
-            own = ((documents[row] == document) & (runs[row] > 0)).nonzero()[:, 0]
-            keep, at, ratio = torch.rand(3, generator=generator).tolist()
-            if keep >= settings.share:
-                continue
-            run = runs[row] == runs[row, own[int(at * len(own))]]
-            places = run.nonzero()[:, 0]
-            part = math.cos(math.pi / 2 * ratio) if settings.schedule == "cosine" else 1 - ratio
-            num = max(1, int(part * len(places)))
-            order = torch.randperm(len(places), generator=generator)[:num].to(places.device)
-            chosen[row] |= run
-            hidden[row, places[order]] = True
-    return chosen, hidden
+    def describe_writing(self) -> SpanWriting:
+        place: dict[str, JsonValue] = {"own_place": self.own_place, "mask_id": self.mask_id}
+        decoders: dict[str, dict[str, JsonValue]] = {
+            "masked": {"sees_ahead": True, "asymmetric": self.asymmetric, **place}
+        }
+        if self.asymmetric:
+            decoders |= {"enat": {"mask_id": self.mask_id}}
+        else:  # they let codes that are known see the masks
+            decoders |= {"window-diffusion": place, "explore": place}
+        return SpanWriting(objective="masked_codes", decoders=decoders, token_by_token=self.share < 1)
 
 
-def make_span_mask(chosen: Tensor, runs: Tensor, documents: Tensor) -> Tensor:
-    """What each token sees, bool [B, 1, N, N]: the past of its document, and all of its run if that is chosen."""
-    length = chosen.shape[1]
-    same = documents[:, :, None] == documents[:, None]
-    past = torch.ones(length, length, dtype=torch.bool, device=chosen.device).tril()
-    together = (runs[:, :, None] == runs[:, None]) & chosen[:, :, None] & chosen[:, None]
-    return (same & (past | together))[:, None]
+def hide_codes(span: LearntSpan, schedule: str) -> Tensor:
+    """The codes of a span that are hidden, bool [L]: at least one."""
+    ratio = float(torch.rand((), generator=span.generator))
+    if schedule == "enat":
+        part = _draw_beta(12, 3, span.generator)
+    else:
+        part = math.cos(math.pi / 2 * ratio) if schedule == "cosine" else 1 - ratio
+    hidden = torch.zeros(span.length, dtype=torch.bool)
+    hidden[torch.randperm(span.length, generator=span.generator)[: max(1, int(part * span.length))]] = True
+    return hidden
 
 
-class MaskedCodes(Objective):
-    """Runs packed documents through a causal LM with one run of codes of each masked.
+def _draw_beta(a: int, b: int, generator: torch.Generator) -> float:
+    """A number of Beta(a, b), for whole a and b: the a-th smallest of a + b - 1 uniform ones."""
+    return float(torch.rand(a + b - 1, generator=generator).sort().values[a - 1])
 
-    Raises ValueError for a base that sees the past only, and for a vocabulary with summed positions.
-    """
+
+def make_pattern(hidden: Tensor, asymmetric: bool = False) -> Tensor:
+    """What each code of a span sees of it, bool [L, L]."""
+    if not asymmetric:
+        return torch.ones(len(hidden), len(hidden), dtype=torch.bool)
+    return hidden[:, None] | ~hidden[None]
+
+
+class MaskedCodes(SpanObjective):
+    """Runs packed documents through a causal LM with one run of codes of each masked."""
 
     def __init__(
         self,
@@ -104,15 +104,8 @@ class MaskedCodes(Objective):
         cfg: LossConfig | None = None,
         own: MaskedCodeConfig | None = None,
     ) -> None:
-        super().__init__(model, vocabulary, cfg)
-        if not vocabulary.positions.is_flat:
-            raise ValueError("objective.masked_codes hides codes of a position each; leave `summed` out")
-        check_sees_ahead(model)
-        self.own = own or MaskedCodeConfig()
-        mask = self.own.mask_id
-        if mask is not None and not 0 <= mask < vocabulary.size:
-            raise ValueError(f"mask_id is {mask}; it is one of the {vocabulary.size} rows of the vocabulary")
-        self.mask_id = vocabulary.get_control_id("<|pad|>") if mask is None else mask
+        self.own: MaskedCodeConfig = own or MaskedCodeConfig()
+        super().__init__(model, vocabulary, cfg, self.own, "masked_codes", self.own.mask_id)
 
     def forward(
         self,
@@ -122,52 +115,15 @@ class MaskedCodes(Objective):
         further: Tensor | None = None,
         values: Tensor | None = None,
     ) -> tuple[Tensor, LossParts]:
-        """As `Objective.forward`. What is hidden is drawn from torch's own generator, which a checkpoint keeps."""
+        """See `Objective.forward`."""
         assert further is None, "a vocabulary with summed positions is refused"
-        documents = number_documents(position_ids.expand_as(ids)).reshape(ids.shape)  # [B, N]
-        runs = find_runs(labels, position_ids, self.groups.group_of_row)
-        chosen, hidden = choose_masked(runs, documents, self.own)
-        same = documents[:, :, None] == documents[:, None]
-        behind = (same.tril() & chosen[:, None]).any(2)  # the chosen run and all that follows it in its document
-        learnt = torch.where(behind & ~hidden, IGNORE, labels)
-        states = self.model.get_decoder()(
-            input_ids=ids.masked_fill(hidden, self.mask_id), position_ids=position_ids, use_cache=False,
-            attention_mask=make_span_mask(chosen, runs, documents),
-        ).last_hidden_state  # fmt: skip
-        targets, previous = shift_labels(learnt, position_ids), ids
-        if self.own.own_place:  # hidden codes at their own places, everything else at the one before
-            targets[:, :-1].masked_fill_(hidden[:, 1:], IGNORE)
-            targets, previous = torch.where(hidden, ids, targets), torch.where(hidden, ids.roll(1, 1), ids)
-        losses = self.score(self.model, states, previous, targets)
-        result = losses.reduce(self.cfg.z_loss, {str(name): one for name, one in self.cfg.modality_weights.items()})
-        return self.touch_tables(result.total), self.describe_parts(result.weight, result.per_block)
-
-
-@torch.no_grad()
-def check_sees_ahead(model: PreTrainedModel) -> None:
-    """Raises ValueError unless a token of the model sees a later one where a mask lets it, and only there."""
-    table = model.get_input_embeddings()
-    device = next(model.parameters()).device
-    rows = torch.tensor([[1, 2, 3, 4]], device=device)
-    other = torch.tensor([[1, 2, 3, 5]], device=device)
-    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool, device=device).tril()
-    mask[..., 1, 3] = True  # token 1 sees token 3
-    training = model.training
-    states = []
-    try:
-        for ids in (rows, other):
-            embedded = table(ids)
-            model.eval()
-            states.append(
-                model.get_decoder()(inputs_embeds=embedded, use_cache=False, attention_mask=mask).last_hidden_state[0]
-            )
-        moved = [not torch.equal(one, two) for one, two in zip(*states, strict=True)]
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        moved = []
-    finally:
-        model.train(training)
-    if moved[:2] != [False, True]:  # token 2 sees the change through token 1
-        raise ValueError(
-            f"masked codes see their whole span, and {type(model).__name__} with attention "
-            f"{model.config._attn_implementation!r} sees the past only; set attention: sdpa, or objective: next_token"
-        )
+        position_ids = position_ids.expand_as(ids)
+        spans = self.choose(ids, labels, position_ids)
+        hidden_of = [hide_codes(span, self.own.schedule) for span in spans]
+        hidden = torch.zeros_like(ids, dtype=torch.bool)
+        for span, own in zip(spans, hidden_of, strict=True):
+            hidden[span.row, span.places] = own.to(ids.device)
+        seen = list_seen(position_ids, spans, [make_pattern(own, self.own.asymmetric) for own in hidden_of])
+        learnt = torch.where(hidden, labels, leave_out_behind(labels, position_ids, spans))
+        states = self.run_seen(ids.masked_fill(hidden, self.mask_id), position_ids, seen)
+        return self.sum_up(self.score_places(states, ids, learnt, position_ids, hidden if self.own.own_place else None))

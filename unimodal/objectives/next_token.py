@@ -224,6 +224,15 @@ class TokenLosses:
         assert self.penalty is None and others.penalty is None, "Fourier heads score no summed positions"
         return TokenLosses(loss, lse, where, group, self.groups)
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.where)
+
+    def select(self, chosen: Tensor) -> TokenLosses:
+        """Those of bool [P]."""
+        return TokenLosses(self.loss[chosen], self.lse[chosen], self.where[chosen], self.group[chosen], self.groups)
+
     def reduce(
         self,
         z_loss: float = 0.0,

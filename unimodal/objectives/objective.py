@@ -10,7 +10,7 @@ Shapes: B rows, N tokens, G the most codes of a position, K values a token, P la
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,15 @@ class LossParts(TypedDict):
     """What a summed loss consists of.
 
     weight: what to divide it by. modalities, blocks: by name, (summed cross-entropy in nats, number of tokens).
-    metrics: further numbers to log, by name, (sum, count).
+    metrics: further numbers to log, by name, (sum, count). terms: the losses that the loss is the sum of, by name, with
+    their gradients; left out where there is one only.
     """
 
     weight: float
     modalities: dict[str, tuple[float, int]]
     blocks: dict[str, tuple[float, int]]
     metrics: dict[str, tuple[float, float]]
+    terms: NotRequired[dict[str, Tensor]]
 
 
 class Objective(nn.Module):

@@ -122,11 +122,14 @@ class PreferenceLoss(Objective):
             else:
                 each = self.compare(scores[chosen], scores[~chosen], lengths[chosen], lengths[~chosen])  # [M]
             total = each.sum()
+            terms = {"pairs": total}
             result = losses.reduce()
             if self.own.chosen_weight:
-                total = total + self.own.chosen_weight * len(each) * mean_chosen(losses, sign)
-            total = self.touch_tables(total)
-        return total, self.describe_parts(float(len(each)), result.per_block, self._measure(scores.detach(), chosen))
+                terms["chosen"] = self.own.chosen_weight * len(each) * mean_chosen(losses, sign)
+            total = self.touch_tables(torch.stack(list(terms.values())).sum())
+        parts = self.describe_parts(float(len(each)), result.per_block, self._measure(scores.detach(), chosen))
+        parts["terms"] = terms
+        return total, parts
 
     def weigh_tail(self, documents: Tensor, sign: Tensor) -> Tensor:
         """1 up to the length of the shorter answer of a pair, `tail_weight` past it, [P]."""

@@ -10,23 +10,27 @@ An objective takes the place of next-token training, which is what is learnt wit
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
+from unimodal.objectives.any_order import AnyOrderConfig, AnyOrderLoss
 from unimodal.objectives.context_prompt import ContextLossConfig, ContextPromptLoss
 from unimodal.objectives.distillation.student import DistillationConfig, TeacherLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.masked_codes import MaskedCodeConfig, MaskedCodes
+from unimodal.objectives.next_x import NextXConfig, NextXLoss
 from unimodal.objectives.objective import Objective, RowKind
 from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.parallel_copies import ParallelCopies, ParallelCopyConfig
 from unimodal.objectives.preference import PreferenceConfig, PreferenceLoss
 from unimodal.objectives.prompt_transfer import PromptTransfer, PromptTransferConfig
 from unimodal.objectives.restored_codes import RestoredCodeConfig, RestoredCodes
 from unimodal.objectives.row_prior import RowPriorConfig
 from unimodal.objectives.sinks import SinkConfig
+from unimodal.objectives.token_unify import TokenUnify, TokenUnifyConfig
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
 
 NEXT_TOKEN = "next_token"
@@ -44,9 +48,15 @@ class ObjectiveConfig(Config):
     context_prompt: ContextLossConfig | None = None
     prompt_transfer: PromptTransferConfig | None = None
     restored_codes: RestoredCodeConfig | None = None
+    next_x: NextXConfig | None = None
+    any_order: AnyOrderConfig | None = None
+    parallel_copies: ParallelCopyConfig | None = None
+    token_unify: TokenUnifyConfig | None = None
     #: added to any of them
     row_prior: RowPriorConfig | None = None
     sinks: SinkConfig | None = None
+    #: every so many steps: the share of each of its terms in the gradient, at a backward pass for each
+    shares_every: Annotated[int, MAY_CHANGE] = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -93,4 +103,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "context_prompt": ContextPromptLoss,
     "prompt_transfer": PromptTransfer,
     "restored_codes": RestoredCodes,
+    "next_x": NextXLoss,
+    "any_order": AnyOrderLoss,
+    "parallel_copies": ParallelCopies,
+    "token_unify": TokenUnify,
 }

@@ -30,9 +30,10 @@ from torch.nn.utils import parametrize
 
 from unimodal.config import Config
 from unimodal.model.soft_prompt import find_width
-from unimodal.objectives.masked_codes import check_sees_ahead, find_runs, make_span_mask
+from unimodal.model.windows import find_windows, make_layer_masks
 from unimodal.objectives.next_token import IGNORE, LossConfig, shift_labels
 from unimodal.objectives.objective import LossParts, Objective, number_documents, refuse_summed
+from unimodal.objectives.spans import check_sees_ahead, find_runs
 from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class RestoredCodes(Objective):
         super().__init__(model, vocabulary, cfg)
         refuse_summed(vocabulary, "restored_codes")
         check_sees_ahead(model)
+        self.windows = find_windows(model.config)
         self.own, width = own, find_width(model)
         with torch.no_grad():
             rows = model.get_input_embeddings()(torch.arange(vocabulary.size, device=next(model.parameters()).device))
@@ -112,7 +114,7 @@ class RestoredCodes(Objective):
             known = table(ids)
             states = self.model.get_decoder()(
                 inputs_embeds=self._replace(known, runs, hidden), position_ids=position_ids, use_cache=False,
-                attention_mask=make_span_mask(asked, asked.long(), documents),
+                attention_mask=self._make_masks(asked, documents, position_ids),
             ).last_hidden_state  # fmt: skip
             losses = self.score(self.model, states, ids, shift_labels(labels, position_ids))
             found = losses.reduce(self.cfg.z_loss, self.cfg.modality_weights)
@@ -120,6 +122,14 @@ class RestoredCodes(Objective):
             total = found.total + self.own.weight * term + 0.0 * self.pool.sum()
         metrics = [("restored", (float(term.detach()), float(max(1, count))))]
         return self.touch_tables(total), self.describe_parts(found.weight, found.per_block, metrics)
+
+    def _make_masks(self, asked: Tensor, documents: Tensor, position_ids: Tensor) -> Tensor | dict[str, Tensor]:
+        """The decoder's masks, under which the tokens of a question, bool [B, N], see each other too."""
+        same = documents[:, :, None] == documents[:, None]
+        past = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+        seen = same & (past | (asked[:, :, None] & asked[:, None]))
+        places = position_ids.expand_as(documents)
+        return make_layer_masks(seen, places, places, self.windows, self.model.dtype)
 
     def _find_read_runs(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
         """The runs of codes that are read and not learnt, int64 [B, N], 0 elsewhere."""

@@ -63,7 +63,9 @@ class SinkDecorrelation(nn.Module):
             return total, parts
         term = compute_first_likeness(states, position_ids, find_padding(labels, position_ids))
         parts["metrics"]["sink_likeness"] = (float(term.detach()), 1.0)
-        return total + self.own.weight * parts["weight"] * term, parts
+        added = self.own.weight * parts["weight"] * term
+        parts["terms"] = parts.get("terms", {"objective": total}) | {"sinks": added}
+        return total + added, parts
 
 
 def find_padding(labels: Tensor, position_ids: Tensor) -> Tensor:

@@ -106,14 +106,15 @@ class UnlearningLoss(Objective):
                 wanted.append(self._make_target(base, known, kept))
         with parametrize.cached():
             hidden = run_decoder(self.model, ids, position_ids, packing).flatten(0, 1)
-            total = hidden.sum() * 0.0
+            forget = keep = hidden.sum() * 0.0
             weight, metrics = 0.0, dict.fromkeys(("forget_loss", "keep_loss", "forget_likelihood"), (0.0, 0.0))
             blocks: dict[str, tuple[float, int]] = {}
             for chunk, target in zip(chunks, wanted, strict=True):
                 kept = keeps[chunk.places]
                 losses = self._compare(chunk, target, hidden[tokens.where[chunk.places]])  # [c]
                 factor = torch.where(kept, self.own.keep_weight, 1.0)
-                total = total + (factor * losses).sum()
+                forget = forget + losses[~kept].sum()
+                keep = keep + self.own.keep_weight * losses[kept].sum()
                 weight += float(factor.sum())
                 own_label = -self._score_labels(chunk, hidden[tokens.where[chunk.places]], tokens.index[chunk.places])
                 for name, of, numbers in (
@@ -126,9 +127,11 @@ class UnlearningLoss(Objective):
                     here, name = tokens.group[chunk.places] == number, self.groups.groups[number].name
                     before = blocks.get(name, (0.0, 0))
                     blocks[name] = (before[0] + float(own_label[here].sum()), before[1] + int(here.sum()))
-            total = self.touch_tables(total)
+            total = self.touch_tables(forget + keep)
         found = ((name, pair) for name, pair in metrics.items() if pair[1])
-        return total, self.describe_parts(weight, blocks, found)
+        parts = self.describe_parts(weight, blocks, found)
+        parts["terms"] = {"forget": forget, "keep": keep}
+        return total, parts
 
     def _make_target(self, base: Tensor, known: Tensor, kept: Tensor) -> Tensor:
         """Logits of the start and of the reinforced model, [c, R] → what is learnt, probabilities [c, R]."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unimodal.compression import estimate_kept
 from unimodal.generation.request import GenerationRequest, OnCompressed, OnToken
+from unimodal.pipeline.fast_decoders import name_decoder
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import prepare
 from unimodal.pipeline.search import make_search_answer, phrase_caption
@@ -55,11 +56,12 @@ def make_row(
     """Makes the row that `Unimodal.answers` would run for a document.
 
     Raises ValueError for a request that does not fit the model, and for a fast decoder, which rows of a batch cannot
-    have.
+    have; so for media that the model never learnt to write token by token.
     """
     if settings.decoder is not None:
         raise ValueError("decoder is not for a request that shares its batch; leave it out")
     prepared = prepare(model, document, settings)
+    name_decoder(model, prepared, in_shared_batch=True)
     if settings.search is None:
         composed = make_speech_answer(model, prepared, JUDGED_AT_ONCE)
     else:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Unpack
@@ -38,11 +38,11 @@ from unimodal.generation.search.base import SESSION_SIZE
 from unimodal.generation.session import GenerationSession
 from unimodal.model_folder.find import find_model
 from unimodal.pipeline.composed import ComposedAnswer
-from unimodal.pipeline.fast_decoders import make_fast_decoder
+from unimodal.pipeline.fast_decoders import make_fast_decoder, name_decoder
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import Prepared, prepare
 from unimodal.pipeline.search import make_search_answer, phrase_caption
-from unimodal.pipeline.settings import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings
+from unimodal.pipeline.settings import MODELS_OWN, AnswerChanges, AnswerSettings
 from unimodal.pipeline.speech import join_sounds
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.pipeline.voices import find_voice_codes, give_voice
@@ -250,30 +250,31 @@ class Unimodal(LoadedModel):
             for name, given in (("session", session), ("on_partial", on_partial)):
                 if given is not None:
                     raise ValueError(f"search does not go with {name}; leave one of them out")
+        names = [name_decoder(self, request) for request in requests]
         composed = {number: self._find_composed(request, caption) for number, request in enumerate(requests)}
         listeners: list[OnToken] = [] if on_token is None else [on_token]
         if on_partial is not None:
             listeners.append(PartialPictures(self.coder, on_partial))
         found: dict[int, list[Output]] = {}
-        batches: list[tuple[Prepared, list[int]]] = []  # by decoder and methods; the first is like all of them
+        alone: list[int] = []  # answers that are one row each
         for number in sorted(composed, key=lambda number: len(requests[number].prompt)):  # little padding in a batch
             answer = composed[number]
             if answer is None:
-                _find_batch(batches, requests[number]).append(number)
+                alone.append(number)
                 continue
             [outputs] = self.decode_answers([exhaust(self._step_composed(requests[number], answer, on_token, number))])
             found[number] = self._join_utterances(outputs) if requests[number].utterances else outputs
             if on_progress is not None:
                 on_progress(len(found), len(requests))
-        for alike, numbers in batches:
+        for numbers in _group_alike({number: (names[number], requests[number].methods) for number in alone}):
             for start in range(0, len(numbers), BATCH):
                 batch = numbers[start : start + BATCH]
-                with open_methods(alike.methods, self.engine) as sessions:
+                with open_methods(requests[numbers[0]].methods, self.engine) as sessions:
                     rows = self.engine.generate(
                         [requests[number].prompt for number in batch],
                         [requests[number].config for number in batch],
                         _listen(listeners, batch) if listeners else None,
-                        self._find_decoder(alike.settings.decoder),
+                        self._find_decoder(names[numbers[0]]),
                         session,
                     )
                 _tell_kept(on_compressed, batch, sessions, requests)
@@ -298,12 +299,12 @@ class Unimodal(LoadedModel):
         self, request: Prepared, answer: ComposedAnswer, on_token: OnToken | None, number: int = 0
     ) -> Generator[None, None, list[int]]:
         session = None if request.settings.search is None else self.engine.open_session(SESSION_SIZE)
-        decoder = self._find_decoder(request.settings.decoder)
+        decoder = self._find_decoder(name_decoder(self, request))
         return step_composition(self.engine, answer.compose(on_token, number), decoder, session)
 
     def _find_decoder(self, name: str | None) -> FastDecoder | None:
         """The fast decoder of that name, made at first use; None for writing token by token."""
-        if name is None or name == PLAIN:
+        if name is None:
             return None
         if name not in self._fast_decoders:
             self._fast_decoders[name] = make_fast_decoder(self, name)
@@ -353,13 +354,16 @@ def _spread(
     return each if seeds is None else [one.replace(seed=seed) for one, seed in zip(each, seeds, strict=True)]
 
 
-def _find_batch(batches: list[tuple[Prepared, list[int]]], request: Prepared) -> list[int]:
-    """The numbers of the requests that are answered together with this one; a new list if there are none."""
-    for alike, numbers in batches:
-        if (alike.settings.decoder, alike.methods) == (request.settings.decoder, request.methods):
-            return numbers
-    batches.append((request, []))
-    return batches[-1][1]
+def _group_alike(keys: Mapping[int, object]) -> list[list[int]]:
+    """Numbers by equal keys, in their order."""
+    groups: list[tuple[object, list[int]]] = []
+    for number, key in keys.items():
+        found = next((numbers for other, numbers in groups if other == key), None)
+        if found is None:
+            groups.append((key, [number]))
+        else:
+            found.append(number)
+    return [numbers for _, numbers in groups]
 
 
 def _tell_kept(

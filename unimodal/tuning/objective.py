@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config
 from unimodal.corpus.record_cache import KEY_BYTES, RecordCache
 from unimodal.model.adapter_files import LORA_FILE, ROWS_FILE
@@ -18,25 +19,29 @@ from unimodal.model.base import load_base
 from unimodal.model.soft_prompt import WEIGHTS_PATH, list_prompt_ids, read_soft_prompt
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
+from unimodal.objectives.any_order import AnyOrderConfig, AnyOrderLoss
 from unimodal.objectives.context_prompt import ContextLossConfig, ContextPromptLoss
 from unimodal.objectives.distillation.student import DistillationConfig, Teacher, TeacherLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.masked_codes import MaskedCodeConfig, MaskedCodes
 from unimodal.objectives.next_token import LossConfig
+from unimodal.objectives.next_x import NextXConfig, NextXLoss
 from unimodal.objectives.objective import Objective
 from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.parallel_copies import ParallelCopies, ParallelCopyConfig
 from unimodal.objectives.preference import PreferenceConfig, PreferenceLoss
 from unimodal.objectives.prompt_transfer import PromptTransfer, PromptTransferConfig
 from unimodal.objectives.registry import OBJECTIVES, ObjectiveConfig
 from unimodal.objectives.restored_codes import RestoredCodeConfig, RestoredCodes
 from unimodal.objectives.row_prior import RowPrior
 from unimodal.objectives.sinks import SinkDecorrelation
+from unimodal.objectives.token_unify import TokenUnify, TokenUnifyConfig
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
 from unimodal.sequence.templates.own import TEXT_PREFIX, Template
 from unimodal.text.tokenizer import TextTokenizer, TokenizerData
 from unimodal.training.identity import hash_files
-from unimodal.vocabulary import read_vocabulary
+from unimodal.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,17 +72,22 @@ def make_objective(
     loss: LossConfig,
     model: PreTrainedModel,
     template: Template,
+    media: MediaCoder | None = None,
 ) -> nn.Module:
     """The module to train, called as an `Objective`; the models that it compares with are loaded from their folders.
 
+    media: the tokenizers, which know the columns of their rasters.
+
     Raises ValueError for settings that do not go together, and for a folder that cannot be used.
     """
-    main = _make_main(settings.own, loss, model, template)
+    main = _make_main(settings.own, loss, model, template, media)
     made: nn.Module = main if settings.sinks is None else SinkDecorrelation(main, settings.sinks)
     return made if settings.row_prior is None else RowPrior(made, model, settings.row_prior)
 
 
-def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, template: Template) -> Objective:
+def _make_main(
+    own: Config | None, loss: LossConfig, model: PreTrainedModel, template: Template, media: MediaCoder | None
+) -> Objective:
     vocabulary, device = template.vocabulary, next(model.parameters()).device
     length = len(list_prompt_ids(model))
     if isinstance(own, PreferenceConfig):
@@ -90,6 +100,14 @@ def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, tem
         return GrpoLoss(model, vocabulary, loss, own)
     if isinstance(own, MaskedCodeConfig):
         return MaskedCodes(model, vocabulary, loss, own)
+    if isinstance(own, NextXConfig):
+        return NextXLoss(model, vocabulary, loss, own, _list_columns(media, vocabulary))
+    if isinstance(own, AnyOrderConfig):
+        return AnyOrderLoss(model, vocabulary, loss, own)
+    if isinstance(own, ParallelCopyConfig):
+        return ParallelCopies(model, vocabulary, loss, own)
+    if isinstance(own, TokenUnifyConfig):
+        return TokenUnify(model, vocabulary, loss, own)
     if isinstance(own, KtoConfig):
         return KtoLoss(model, vocabulary, loss, own)
     if isinstance(own, RestoredCodeConfig):
@@ -116,6 +134,12 @@ def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, tem
             model, vocabulary, loss, own, load_other(name, folder, template, device, length), replacements
         )
     return PackedLoss(model, vocabulary, loss)
+
+
+def _list_columns(media: MediaCoder | None, vocabulary: Vocabulary) -> dict[str, int]:
+    """Block → codes in a row, of the media whose tokenizers write rasters."""
+    columns = [] if media is None else [media.get_tokenizer(medium).columns for medium in vocabulary.media]
+    return {block: count for part in columns for block, count in part.items()}
 
 
 def _load_teacher(

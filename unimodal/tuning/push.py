@@ -11,7 +11,8 @@ from unimodal.config import Config
 from unimodal.export.card import Statement
 from unimodal.export.hub import check_repository, find_token, plan_push, push
 from unimodal.export.licences import check_licences
-from unimodal.export.stock import export_model
+from unimodal.export.stock import check_writing, export_model
+from unimodal.objectives.writing import SpanWriting
 
 
 class PushSettings(Config):
@@ -26,13 +27,18 @@ class PushSettings(Config):
 
 
 def check_push(
-    cfg: PushSettings | None, media: Path | None = None, summed: Sequence[str] = (), fourier: bool = False
+    cfg: PushSettings | None,
+    media: Path | None = None,
+    summed: Sequence[str] = (),
+    fourier: bool = False,
+    writing: SpanWriting | None = None,
 ) -> None:
     """Raises ValueError, before the training, for a wrong name or licence, unnamed data or a missing token; for
     tokenizers in the folder `media` whose weights' licence forbids commercial use and is not accepted; and for
-    `summed` media and Fourier heads, since such a model is not exported."""
+    `summed` media, Fourier heads and a `writing` that is not token by token, since such a model is not exported."""
     if cfg is None:
         return
+    check_writing("push", writing)
     if summed:
         raise ValueError(
             "push sends a model of a stock class, which has no network to write summed codes; leave push or summed out"

@@ -27,7 +27,9 @@ from unimodal.model_folder.layout import (
     locate_reader,
     locate_tokenizer,
 )
-from unimodal.model_folder.settings import ProcessorConfig
+from unimodal.model_folder.settings import ProcessorConfig, read_processor
+from unimodal.objectives.registry import ObjectiveConfig
+from unimodal.objectives.writing import SpanConfig, SpanWriting
 from unimodal.sequence.templates.own import Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
@@ -80,8 +82,25 @@ def check_room(out: Path, model: nn.Module, whole: bool) -> None:
         )
 
 
-def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, max_positions: int) -> None:
-    """Write a model folder without a decoder: what recipes/tokenize_dataset.py needs to make shards for this run."""
+def find_writing(objective: ObjectiveConfig, base: str | Path | None = None) -> SpanWriting | None:
+    """How the codes of a model are written that is trained from `base` with this objective; None for token by token.
+
+    A base that learnt them under a mask of its own keeps that: what it never learnt, another objective does not show.
+    """
+    if isinstance(objective.own, SpanConfig):
+        return objective.own.describe_writing()
+    if base is None or not (Path(base) / PROCESSOR_FILE).is_file():
+        return None
+    return read_processor(Path(base)).writing
+
+
+def save_tokenizers(
+    folder: Path, template: Template, media: MediaCoder | None, max_positions: int, writing: SpanWriting | None = None
+) -> None:
+    """Write a model folder without a decoder: what recipes/tokenize_dataset.py needs to make shards for this run.
+
+    writing: of `find_writing`, for a folder that gets a decoder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for layout in template.vocabulary.layouts if media is not None else ():
         assert media is not None
@@ -101,7 +120,7 @@ def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, 
         processor = media.processor
         if type(template) is Template:  # our own format: only the tokenizers are taken from the other model
             processor = processor if processor.template == own.template else own
-    write_json(folder / PROCESSOR_FILE, processor.model_dump(mode="json"))
+    write_json(folder / PROCESSOR_FILE, processor.model_copy(update={"writing": writing}).model_dump(mode="json"))
     template.vocabulary.save(folder / VOCABULARY_FILE)
 
 
@@ -112,13 +131,15 @@ def save_tuned(
     template: Template,
     media: MediaCoder | None,
     cfg: Config,
+    writing: SpanWriting | None = None,
 ) -> None:
     """Write a folder that `unimodal.pipeline.load` reads: an adapter on the base of the name `base`, or a whole model.
 
     base=None: `model` is a stock model, merged already; its weights are written in half precision. A depth decoder,
     continuous media and Fourier heads go into files of their own and off the model.
+    writing: of `find_writing`.
     """
-    save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
+    save_tokenizers(folder, template, media, int(model.config.max_position_embeddings), writing)
     vocabulary = template.vocabulary
     generation: dict[str, object] = dict(list_special_ids(vocabulary))
     if media is not None and (media.folder / GENERATION_FILE).is_file():

@@ -33,18 +33,19 @@ def make_trainer(
     parallel: Parallel,
     restart: bool = False,
     watch: Watch | None = None,
+    shares_every: int = 0,
 ) -> Trainer[PackedBatch]:
     """Encode the corpus, check it, and make the trainer of `module`. All ranks call this; nothing is trained yet.
 
     module: an `Objective`. cfg: all settings of the recipe. loop: those of its loop, with steps or epochs. folder: that
-    of the run. inputs: the result of `describe_inputs`. Raises ValueError for documents that cannot be used, and as
-    `Trainer` does.
+    of the run. inputs: the result of `describe_inputs`. shares_every: of `make_packed_loss`. Raises ValueError for
+    documents that cannot be used, and as `Trainer` does.
     """
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.wait_for_all()
     corpus.check()  # before the trainer writes anything
     validation = corpus.make_validation_batches()
-    compute_loss = make_packed_loss(parallel.wrap(module), parallel.device)
+    compute_loss = make_packed_loss(parallel.wrap(module), parallel.device, shares_every=shares_every)
 
     def loss(batch: PackedBatch, step: int) -> WeightedLoss:
         result = compute_loss(batch, step)

@@ -11,8 +11,6 @@ Shapes: S streams, K key/value heads, L slots in use, C capacity, W head width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -113,25 +111,6 @@ def check_whole(layer: CacheLayerMixin, done: str) -> None:
     """Raises ValueError for a layer that is not whole (`is_whole`). done: what it then cannot be, for the message."""
     if not is_whole(layer):
         raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be {done}")
-
-
-@dataclass(frozen=True)
-class Windows:
-    """A model's sliding window of ``length`` tokens.
-
-    by_layer: whether the forward takes a mask for each kind of layer (`layer_types`), or one mask for all.
-    """
-
-    length: int
-    by_layer: bool
-
-
-def find_windows(config: PreTrainedConfig) -> Windows | None:
-    """The sliding window of a model; None if all layers see all tokens."""
-    kinds = [layer for layer in DynamicCache(config=config).layers if isinstance(layer, DynamicSlidingWindowLayer)]
-    if not kinds:
-        return None
-    return Windows(min(layer.sliding_window for layer in kinds), bool(config.to_dict().get("layer_types")))
 
 
 def weigh_layer(layer: CacheLayerMixin) -> int:

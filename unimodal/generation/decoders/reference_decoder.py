@@ -24,6 +24,7 @@ from unimodal.generation.decoders.flush_streams import (
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, StreamCache
 from unimodal.model.base_check import find_cache_name
 from unimodal.model.depth_decoder import embed_positions
+from unimodal.model.windows import find_windows
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -42,8 +43,6 @@ class ReferenceDecoder:
     num_computed: int
 
     def __init__(self, model: PreTrainedModel) -> None:
-        from unimodal.generation.decoders.reference_cache import find_windows
-
         self.model = model
         self.backbone: PreTrainedModel = model.get_decoder()
         self._table = model.get_input_embeddings()

@@ -29,8 +29,8 @@ class MaskedParallel(FastDecoder):
     passes: forwards for each block, at most one for each of its codes. mask_id: the row that stands for a masked code,
     by default ``<|pad|>``. choice_temperature: of the noise, times the share of the passes that are left; 0 keeps the
     most probable codes.
-    sees_ahead, own_place: as the model was trained: a code sees those behind it, and is predicted at its own place
-    instead of the one before.
+    sees_ahead, own_place, asymmetric: as the model was trained: a code sees those behind it, is predicted at its own
+    place instead of the one before, and sees no masked ones if it is known.
     """
 
     passes: int = 8
@@ -38,6 +38,7 @@ class MaskedParallel(FastDecoder):
     choice_temperature: float = 4.5
     sees_ahead: bool = False
     own_place: bool = False
+    asymmetric: bool = False
 
     name = "masked"
     lossless = False
@@ -67,6 +68,9 @@ class MaskedParallel(FastDecoder):
         if self.sees_ahead:
             visible = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
             visible[num:] = True
+            if self.asymmetric:
+                known = torch.tensor([token is not None for token in self.known])
+                visible[num:, num:] = known[None] | ~known[:, None]
         wanted = list(range(first, first + self.total))
         return Draft(ids, wanted, list(range(self.total)), None, visible)
 
@@ -74,24 +78,33 @@ class MaskedParallel(FastDecoder):
         if not self.total:
             return super().verify(row, draft, logits)
         self.turn += 1
-        scores = row.scale(logits)
-        index = row.sampler.choose(scores, None if row.sampler.all_greedy else row.make_noise(draft.depths, self.turn))
-        sure = scores.log_softmax(1).gather(1, index[:, None])[:, 0]  # [N]
         share = self.turn / min(self.passes, self.total)
-        if not row.sampler.all_greedy:
-            chance = row.draw_uniform(draft.depths, _CHOICE + self.turn).to(sure.device)
-            sure = sure - self.choice_temperature * (1 - share) * (-chance.log()).log()
-        sure[torch.tensor([token is not None for token in self.known], device=sure.device)] = torch.inf
-        unknown = sum(token is None for token in self.known)
-        masked = max(1, min(unknown - 1, int(self.total * math.cos(math.pi / 2 * share)))) if share < 1 else 0
-        drawn = row.to_ids(index)
-        keep = set(sure.argsort(descending=True, stable=True)[: self.total - masked].tolist())
-        self.known = [
-            (token if token is not None else drawn[place]) if place in keep else None
-            for place, token in enumerate(self.known)
-        ]
+        unknown = [place for place, token in enumerate(self.known) if token is None]
+        own = torch.tensor(unknown, device=logits.device)
+        drawn, kept = choose_surest(row, logits[own], unknown, self.total, share, self.turn, self.choice_temperature)
+        for number in kept:
+            self.known[unknown[number]] = drawn[number]
         if any(token is None for token in self.known):
             return Verdict([], [], row.waiting)
         tokens = [token for token in self.known if token is not None]
         self.total = None
         return Verdict(tokens, list(range(len(row.waiting))), tokens, len(tokens))
+
+
+def choose_surest(
+    row: Row, logits: Tensor, unknown: list[int], total: int, share: float, turn: int, temperature: float
+) -> tuple[list[int], list[int]]:
+    """The tokens [N] drawn at the unknown places of a block, and which of these N are kept: the surest, ascending.
+
+    logits: [N, K]. total: codes of the block. share: of the passes that are done, this one counted, whose number is
+    `turn`. At least one more code is kept, and before the last pass at least one is not. temperature: of the noise.
+    """
+    scores = row.scale(logits)
+    index = row.sampler.choose(scores, None if row.sampler.all_greedy else row.make_noise(unknown, turn))
+    sure = scores.log_softmax(1).gather(1, index[:, None])[:, 0]  # [N]
+    if not row.sampler.all_greedy:
+        chance = row.draw_uniform(unknown, _CHOICE + turn).to(sure.device)
+        sure = sure - temperature * (1 - share) * (-chance.log()).log()
+    num = len(unknown)
+    masked = max(1, min(num - 1, int(total * math.cos(math.pi / 2 * share)))) if share < 1 else 0
+    return row.to_ids(index), sorted(sure.argsort(descending=True, stable=True)[: num - masked].tolist())

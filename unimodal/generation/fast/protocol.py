@@ -46,13 +46,14 @@ class Verdict:
     """What becomes of a draft.
 
     tokens: to write, in order. kept: which of the tokens read stay in the cache, ascending. waiting: tokens that are
-    written but not yet read.
+    written but not yet read. forgotten: how many of the latest slots before the tokens read leave the cache, too.
     """
 
     tokens: list[int]
     kept: list[int]
     waiting: list[int]
     accepted: int = 0  # how many of the written tokens were guesses
+    forgotten: int = 0
 
 
 class Scorer(Protocol):

@@ -96,14 +96,20 @@ class SpeculativeRun(DecodingRun):
             return
         longest = max(len(draft.ids) for draft in drafts.values())
         hidden = self._read(drafts, longest)  # [S, P, D]
-        kept: dict[int, list[int]] = {}
-        for row, draft in drafts.items():
-            verdict = self._verify(row, draft, hidden)
-            kept[row] = verdict.kept
-        self._show_states(hidden, kept)
-        by_stream = [kept[row] for row in self.streams.row_of]
-        if any(numbers != list(range(longest)) for numbers in by_stream):
-            self.decoder.commit(by_stream, longest)
+        verdicts = {row: self._verify(row, draft, hidden) for row, draft in drafts.items()}
+        self._show_states(hidden, {row: verdict.kept for row, verdict in verdicts.items()})
+        self._commit([verdicts[row] for row in self.streams.row_of], longest)
+
+    def _commit(self, verdicts: Sequence[Verdict], longest: int) -> None:
+        """Leave in the cache what the verdicts of the streams keep of the `longest` tokens read and of those before."""
+        back = max(verdict.forgotten for verdict in verdicts)
+        by_stream = []
+        for stream, verdict in enumerate(verdicts):
+            first = max(0, back + longest - self.decoder.count_read(stream))  # a stream may hold fewer
+            kept = [back + number for number in verdict.kept]
+            by_stream.append([*range(first, back - verdict.forgotten), *kept])
+        if back or any(numbers != list(range(longest)) for numbers in by_stream):
+            self.decoder.commit(by_stream, longest + back)
 
     def _show_states(self, hidden: Tensor, kept: dict[int, list[int]]) -> None:
         """Show the methods that read states those of the kept tokens of the rows. hidden: [S, P, D]."""

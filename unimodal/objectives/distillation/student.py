@@ -140,14 +140,17 @@ class TeacherLoss(Objective):
             else:
                 losses, hidden = self._run_student(ids, labels, position_ids, packing)
             result = losses.reduce(self.cfg.z_loss, self.cfg.modality_weights)
-            total, num = (1 - self.own.share) * result.total, float(result.weight)
+            num = float(result.weight)
+            terms = {"tokens": (1 - self.own.share) * result.total}
             for name, term, weight in self._list_terms(
                 ids, labels, position_ids, losses, hidden, strong, states, known
             ):
-                total = total + self.own.share * weight * num * term
+                terms[name] = self.own.share * weight * num * term
                 metrics[f"teacher_{name}"] = (float(term.detach()), 1.0)
-            total = self.touch_tables(total)
-        return total, self.describe_parts(num, result.per_block, metrics.items())
+            total = self.touch_tables(torch.stack(list(terms.values())).sum())
+        parts = self.describe_parts(num, result.per_block, metrics.items())
+        parts["terms"] = terms
+        return total, parts
 
     def _run_student(
         self, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing
