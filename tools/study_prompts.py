@@ -42,8 +42,11 @@ class Study:
         self.model, self.out, self.raw = args.model, args.out, args.raw
         self.steps, self.concepts, self.tokens, self.length = args.steps, args.concepts, args.tokens, args.length
 
-    def write_drawings(self, style: str) -> tuple[str, str]:
-        """Wishes to draw and their pictures in a style: the file to learn from, and the one that is held out."""
+    def write_drawings(self, style: str, named: bool = False) -> tuple[str, str]:
+        """Wishes to draw and their pictures in a style: the file to learn from, and the one that is held out.
+
+        named: pictures that are asked about and their names instead.
+        """
         folder = self.out / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         draw, rows = open_emoji_styles(self.raw)[style], []
@@ -56,10 +59,13 @@ class Study:
             path = folder / f"{concept['key']}_{style}.png"
             if not path.exists():
                 Image.fromarray(put_on_white(picture)).save(path)
-            image = {"role": "assistant", "content": [{"type": "image", "path": str(path)}]}
-            rows.append({"messages": [{"role": "user", "content": f"Draw {concept['label']}."}, image]})
-        paths = []
-        for name, part in ((style, [r for i, r in enumerate(rows) if i % 3]), (f"{style}_held_out", rows[::3])):
+            image, label = {"type": "image", "path": str(path)}, concept["label"]
+            turns = [("user", f"Draw {label}."), ("assistant", [image])]
+            if named:
+                turns = [("user", [image, {"type": "text", "text": "What is this?"}]), ("assistant", label)]
+            rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+        paths, kind = [], f"{style}_named" if named else style
+        for name, part in ((kind, [r for i, r in enumerate(rows) if i % 3]), (f"{kind}_held_out", rows[::3])):
             paths.append(self.out / f"{name}.jsonl")
             paths[-1].write_text("".join(json.dumps(row) + "\n" for row in part))
         return str(paths[0]), str(paths[1])
@@ -136,6 +142,39 @@ def study_transfer(study: Study) -> Figures:
     return figures
 
 
+def study_post(study: Study) -> Figures:
+    """A prompt of the wanted style, moved by POST over rows of the other style alone; the small model is the model
+    itself, the best that a distilled one could be."""
+    wanted, known = study.write_drawings(WANTED), study.write_drawings(KNOWN)
+    length = f"prompt.length={study.length}"
+    source = study.train("post_source", wanted, length, "loop.learning_rate=0.1")
+    figures: Figures = {"source": study.read_losses("post_source")}
+    objective = f"objective.prompt_transfer={{kind: post, source: {source}}}"
+    moved = study.train("post_moved", known, length, objective, "loop.learning_rate=0.1", "loop.seed=1")
+    still = ["loop.learning_rate=1e-9", "loop.final_learning_rate=1e-9"]
+    steps, study.steps = study.steps, 1
+    for name, settings in (("before", [length, "loop.seed=1"]), ("moved", [f"prompt.source={moved}"])):
+        study.train(f"post_{name}_scored", wanted, *settings, *still)
+        figures[name] = study.read_losses(f"post_{name}_scored")
+    study.steps = steps
+    return figures
+
+
+def study_restored(study: Study) -> Figures:
+    """Naming pictures of the wanted style by LoRA: next tokens alone, and Croc's restoration beside them."""
+    rows = study.write_drawings(WANTED, named=True)
+    figures: Figures = {}
+    for name, settings in (
+        ("next_token", []),
+        ("hungarian", ["objective.restored_codes={pool: 256}"]),
+        ("nearest", ["objective.restored_codes={pool: 256, matching: nearest}"]),
+    ):
+        run = f"restored_{name}"
+        study.train(run, rows, "lora={rank: 8}", "attention=sdpa", "loop.learning_rate=2e-3", *settings)
+        figures[name] = study.read_losses(run, "text")
+    return figures
+
+
 def study_private(study: Study) -> Figures:
     """A prompt whose gradients are clipped and noised, beside one whose are not."""
     rows = study.write_drawings(WANTED)
@@ -173,6 +212,8 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
     "prompt": study_prompt,
     "context": study_context,
     "transfer": study_transfer,
+    "post": study_post,
+    "restored": study_restored,
     "private": study_private,
     "growth": study_growth,
 }

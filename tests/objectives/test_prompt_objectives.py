@@ -1,6 +1,7 @@
 """What a soft prompt learns: near its examples (CPT), from another prompt (PANDA, POST), and in private."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.sequence.packing import pack, pad, stack
 from unimodal.sequence.templates.own import IGNORE, Rendered
 from unimodal.tuning.loss import to_tensors
+from unimodal.tuning.objective import make_objective
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 EXAMPLES = [([40, 3, 4, 41, 5, 6], 4), ([40, 7, 41, 8, 9], 3)]  # ids, and how many of them are no label
@@ -92,8 +94,6 @@ def test_a_context_is_changed_as_peft_changes_it():
 
 def test_the_loss_of_a_context_is_peft_s(base, vocabulary):
     """Packed documents against peft's calculate_loss of each alone, whose labels hold the context's too."""
-    from types import SimpleNamespace
-
     from peft.tuners.cpt import CPTEmbedding
 
     context = make_context()
@@ -253,3 +253,17 @@ def test_contexts_that_say_nothing_or_too_much_are_refused():
         PromptSettings(text="a", context=ContextSettings(path="x.jsonl"))
     with pytest.raises(AssertionError):
         Context((1, 2), (1,))
+
+
+def test_documents_whose_losses_meet_cannot_be_hidden(base, vocabulary):
+    model = build_model(base, vocabulary, None, prompt=PromptSettings(length=3))
+    find_soft_prompt(model).private = PrivateGradients(PrivacySettings())
+    template = SimpleNamespace(vocabulary=vocabulary)
+    assert isinstance(make_objective(ObjectiveConfig(), LossConfig(), model, template), PackedLoss)
+    for settings, loss in (
+        (ObjectiveConfig(sinks={}), {}),
+        (ObjectiveConfig(kto={}), {}),
+        (ObjectiveConfig(), {"keep_share": 0.5}),
+    ):
+        with pytest.raises(ValueError, match="prompt.private hides documents whose losses depend on no other"):
+            make_objective(settings, LossConfig(**loss), model, template)

@@ -16,7 +16,7 @@ from unimodal.corpus.record_cache import KEY_BYTES, RecordCache
 from unimodal.model.adapter_files import LORA_FILE, ROWS_FILE
 from unimodal.model.attention import set_attention
 from unimodal.model.base import load_base
-from unimodal.model.soft_prompt import WEIGHTS_PATH, list_prompt_ids, read_soft_prompt
+from unimodal.model.soft_prompt import WEIGHTS_PATH, find_soft_prompt, list_prompt_ids, read_soft_prompt
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.objectives.any_order import AnyOrderConfig, AnyOrderLoss
@@ -80,6 +80,13 @@ def make_objective(
 
     Raises ValueError for settings that do not go together, and for a folder that cannot be used.
     """
+    prompt = find_soft_prompt(model)
+    plain = settings.own is None and settings.sinks is None and loss.keep_share == 1
+    if prompt is not None and prompt.private is not None and not plain:
+        raise ValueError(
+            "prompt.private hides documents whose losses depend on no other, those of plain next-token training; "
+            "leave objective and loss.keep_share out"
+        )
     main = _make_main(settings.own, loss, model, template, media)
     made: nn.Module = main if settings.sinks is None else SinkDecorrelation(main, settings.sinks)
     return made if settings.row_prior is None else RowPrior(made, model, settings.row_prior)
