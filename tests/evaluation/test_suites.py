@@ -212,7 +212,7 @@ def test_speaking_tells_what_choosing_between_utterances_gains(model, data, list
     assert told == [None, "plain"] and {"wer", "plain_wer"} <= set(figures)
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", [name for name in SUITES if name != "grounding"])  # this model has no masks
 def test_missing_data_is_one_line_that_says_how_to_make_it(model, tmp_path, name, listener):
     with pytest.raises(ValueError, match=r"no such file; make it with `python tools/") as caught:
         run_suite(name, model, tmp_path)

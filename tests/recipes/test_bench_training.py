@@ -15,7 +15,9 @@ def tool():
 
 
 def test_our_side_measures_speed_memory_and_the_products_of_a_token(tool, tiny_base):
-    args = argparse.Namespace(base=str(tiny_base), rank=4, length=64, rows=1, steps=2, precision="float32")
+    args = argparse.Namespace(
+        base=str(tiny_base), rank=4, length=64, rows=1, steps=2, precision="float32", profile=True
+    )
     found = tool["run_ours"](args, ["a red apple on the table", "it is a cat"] * 60)
     assert found["tokens_per_second"] > 0 and 0 < found["peak_gib"] < 8
     # two layers of width 32 and inner width 48, the tied table as the head, 14 controls, rank 4 on seven layers
@@ -28,7 +30,9 @@ def test_our_side_measures_speed_memory_and_the_products_of_a_token(tool, tiny_b
 
 
 def test_too_few_documents_are_told(tool, tiny_base):
-    args = argparse.Namespace(base=str(tiny_base), rank=4, length=64, rows=4, steps=4, precision="float32")
+    args = argparse.Namespace(
+        base=str(tiny_base), rank=4, length=64, rows=4, steps=4, precision="float32", profile=False
+    )
     with pytest.raises(SystemExit, match="too few"):
         tool["run_ours"](args, ["it is a cat"])
 

@@ -151,7 +151,7 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
         f"out={models}/nano_more",
         f"run={work}/runs/nano_more",
     ]
-    recipe("train_nano", *settings, "loop.steps=3", f"initial={work}/runs/nano", *more)
+    recipe("train_nano", *settings, "loop.steps=8", f"initial={work}/runs/nano", *more)
     metrics = [json.loads(line) for line in (work / "runs/nano_more/metrics.jsonl").read_text().splitlines()]
     assert any("ctc_speaking" in record and "ctc" in record for record in metrics)
     record = json.loads((work / "runs/nano_more/recipe.json").read_text())

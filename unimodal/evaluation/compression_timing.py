@@ -32,7 +32,8 @@ REPEATS = 3
 def measure_times(
     model: Unimodal, documents: Sequence[Document], session: CompressionSession | None = None
 ) -> dict[str, float | None]:
-    """Figures of the first document alone and of a batch of `BATCH`.
+    """Figures of the first document alone and of a batch of `BATCH`; fewer documents come again in it, and what they
+    begin with is then read and held once.
 
     For both: `ttft_ms` (time to the first token), `tokens_per_s`, `memory_mib`. For the first, None without a session:
     `planning_ms` (time of choosing tokens, part of `ttft_ms`) and `tokens_left_percent` of the input spans.
