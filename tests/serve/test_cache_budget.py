@@ -161,3 +161,21 @@ def test_a_shortage_says_what_helps(model, monkeypatch):
 def test_the_default_is_a_share_of_what_is_free():
     free = read_free_memory()
     assert free > 2**26 and 0.3 * free < find_default_budget(torch.device("cpu")) < 0.7 * free
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_what_its_limit_leaves(tmp_path, version):
+    names = ("memory.max", "memory.current", "memory.stat")
+    if version == 1:
+        names = tuple(f"memory/memory.{name}" for name in ("limit_in_bytes", "usage_in_bytes", "stat"))
+        (tmp_path / "memory").mkdir()
+    prefix = "total_" if version == 1 else ""
+    stat = f"anon 5\n{prefix}inactive_file {10 * MIB}\n"
+    for name, text in zip(names, (f"{64 * MIB}\n", f"{40 * MIB}\n", stat), strict=True):
+        (tmp_path / name).write_text(text)
+    assert read_free_memory(tmp_path) == 34 * MIB
+    (tmp_path / names[1]).write_text(f"{90 * MIB}\n")
+    assert read_free_memory(tmp_path) == 0
+    (tmp_path / names[0]).write_text("max\n")
+    assert read_free_memory(tmp_path) > 64 * MIB
+    assert read_free_memory(tmp_path / "none") > 64 * MIB

@@ -10,7 +10,8 @@ The worker's thread alone uses `fits` and `begin_turn`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -91,8 +92,15 @@ def find_default_budget(device: torch.device) -> int:
     return read_free_memory() // 2
 
 
-def read_free_memory() -> int:
-    """Bytes of memory that programs can still have."""
+def read_free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that programs can still have: of the machine, and of the container that this one runs in.
+
+    cgroup: the folder where the system says what the container may have.
+    """
+    return min([read_free_machine_memory(), *list_container_rooms(cgroup)])
+
+
+def read_free_machine_memory() -> int:
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             for line in lines:
@@ -104,6 +112,23 @@ def read_free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (ValueError, OSError, AttributeError):  # a system that does not tell
         return 4 * 2**30
+
+
+def list_container_rooms(cgroup: Path) -> Iterator[int]:
+    """What a limit of the container leaves, as both versions of Linux's control groups tell it; nothing without one.
+
+    Pages of files that were read count as used, and are given back when they are wanted: those are free.
+    """
+    version_2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+    version_1 = ("limit_in_bytes", "usage_in_bytes", "stat", "total_inactive_file")
+    for most, used, stat, name in (version_2, tuple(f"memory/memory.{file}" for file in version_1[:3]) + version_1[3:]):
+        try:
+            limit, taken = ((cgroup / file).read_text(encoding="ascii").strip() for file in (most, used))
+            lines = dict(line.split(maxsplit=1) for line in (cgroup / stat).read_text(encoding="ascii").splitlines())
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit() and taken.isdigit():  # "max" is none
+            yield max(0, int(limit) - int(taken) + int(lines.get(name, 0)))
 
 
 def explain_shortage(error: Exception, budget: int | None) -> Exception:
