@@ -51,6 +51,18 @@ def read_alone(base, row, steps=STEPS):
     return torch.stack(found)
 
 
+@pytest.mark.parametrize("name", ["dapq", "snapkv"])
+@torch.no_grad()
+def test_tables_may_have_one_value_for_both_of_a_pair(bases, vocabulary, prompt, span, name):
+    """Those of GPT-OSS do, and are half as wide as what they turn."""
+    base, row = bases("gpt_oss"), prompt([3], span("image", 1), [5])
+    expected = read_alone(base, row)
+    with METHODS[name](1.0)(base, vocabulary):
+        torch.testing.assert_close(read_alone(base, row), expected, rtol=0, atol=2e-4)
+    with METHODS[name](0.15)(base, vocabulary):
+        assert torch.isfinite(read_alone(base, row)).all()
+
+
 def describe(kind, method):
     return {"kind": kind if kind in BASES else "more", "method": method[0]}
 
@@ -81,7 +93,7 @@ def test_a_base_is_run_as_its_own_forward_runs_it(kind, method, bases, vocabular
     pads = torch.tensor([longest - len(row) for row in rows])[:, None]
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
     keep = (
-        0.15 if name in ("adakv", "kvzip", "transprune") else 0.4
+        0.15 if name in ("adakv", "dapq", "kvzip", "transprune") else 0.4
     )  # these drop first what is past a window, which changes nothing
     with METHODS[name](keep, positions=positions)(base, vocabulary):
         places = torch.arange(longest)

@@ -58,7 +58,7 @@ class LayerRotation:
         return other
 
     def _compute(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, N, R] of positions int64 [B, N], in the type of `like`."""
+        """cos and sin of positions int64 [B, N]: [B, N, R], or [B, N, R / 2] where both of a pair have one value."""
         kind = {"layer_type": self.kind} if self.takes_kind else {}
         return self.rotary(like, position_ids=positions, **kind)
 
@@ -76,10 +76,11 @@ class LayerRotation:
             cos, sin = self.rotary(like, position_ids=axes.places.gather(2, at))
         if count == 1:
             return cos, sin
-        half = cos.shape[-1] // 2
+        half = self._width // 2
         section = torch.arange(half, device=cos.device) * count // half  # [R / 2], which of the P positions
-        is_twice = bool(torch.equal(sin[..., :half], sin[..., half:]))  # the tables repeat, or each value does
-        section = torch.cat([section, section]) if is_twice else section.repeat_interleave(2)
+        if cos.shape[-1] > half:  # the tables repeat, or each value does
+            is_twice = bool(torch.equal(sin[..., :half], sin[..., half:]))
+            section = torch.cat([section, section]) if is_twice else section.repeat_interleave(2)
         section = section.expand(num_rows, num, 1, -1)
         cos, sin = (table.unflatten(1, (num, count)).gather(2, section).squeeze(2) for table in (cos, sin))
         return cos, sin
@@ -107,19 +108,28 @@ class LayerRotation:
         """Rotate the first R components of states [B, H, N, W] by tables [B, N or 1, R] of the model's module."""
         name = f"{self.kind}_attention_scaling" if self.takes_kind else "attention_scaling"
         scale: float = vars(self.rotary)[name]  # the states contain it already
-        first = states[..., : cos.shape[-1]]
+        first = states[..., : self._width]
         turned, _ = self.apply(first, first, cos / scale, sin / scale)
-        return torch.cat([turned, states[..., cos.shape[-1] :]], -1)
+        return torch.cat([turned, states[..., self._width :]], -1)
+
+    @property
+    def _width(self) -> int:
+        return self._partner[0]
 
     @cached_property
     def _partner(self) -> tuple[int, int]:
         """How many components are rotated, and how far the partner of component 0 lies behind it."""
         one = torch.tensor([[1]], device=next(iter(self.rotary.buffers())).device)
         cos, sin = self._compute(torch.zeros(1, 1, 1, device=one.device), one)
-        unit = torch.zeros(1, 1, 1, cos.shape[-1], device=one.device)
-        unit[..., 0] = 1
-        turned, _ = self.apply(unit, unit, cos, sin)
-        return cos.shape[-1], int(turned[0, 0, 0, 1:].abs().argmax()) + 1
+        for width in (cos.shape[-1], 2 * cos.shape[-1]):  # a table for every component, or one for both of a pair
+            unit = torch.zeros(1, 1, 1, width, device=one.device)
+            unit[..., 0] = 1
+            try:
+                turned, _ = self.apply(unit, unit, cos, sin)
+            except RuntimeError:  # the shapes do not fit
+                continue
+            return width, int(turned[0, 0, 0, 1:].abs().argmax()) + 1
+        raise ValueError(f"{type(self.rotary).__name__} makes tables that its model's rotation does not take")
 
     def split_pairs(self, states: Tensor) -> Tensor:
         """[..., W] → [..., W / 2, 2]: the two components that a frequency turns side by side, unrotated pairs last."""
