@@ -205,6 +205,7 @@ LEARNT = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep("small trainings")
 @pytest.mark.parametrize("name", LEARNT)
 def test_what_was_learnt_is_written(small, make_small, name):
     """Two pictures by heart, in the passes that each decoder is meant to take, and what is behind them as ever."""

@@ -232,6 +232,7 @@ def test_a_flow_draws_by_its_seed_alone_and_guidance_goes_beyond_the_prompt(voca
     torch.testing.assert_close(same, both, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.sweep("small trainings")
 @pytest.mark.parametrize("head", HEADS)
 def test_a_decoder_learns_to_draw_for_words_and_to_name_what_it_is_shown(vocabulary, head):
     torch.manual_seed(0)

@@ -116,6 +116,7 @@ def test_the_models_own_forward_holds_a_window_too(bases, kind, slots):
     walk(model, decoder, 2e-5, WINDOW + 64 + 3)
 
 
+@pytest.mark.sweep("windows")
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
 @torch.inference_mode()
 def test_memory_does_not_grow_with_the_text(bases, kind):

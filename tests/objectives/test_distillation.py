@@ -166,6 +166,7 @@ def test_relations_are_their_formulas():
     [{}, {"logits": {"kind": "jsd", "top": 12}}, {"hidden": {"blocks": "last"}}, {"relations": {}}],
     ids=["logits", "top", "hidden", "relations"],
 )
+@pytest.mark.sweep("small trainings")
 def test_a_teacher_helps_a_student_on_what_it_is_not_told(make_model, vocabulary, parts):
     """A teacher that knows the answers: every part falls, and with logits the labels are learnt as well as alone."""
     answers = make_answers(vocabulary)

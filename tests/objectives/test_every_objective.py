@@ -41,6 +41,7 @@ def make(make_model, vocabulary):
     return build
 
 
+@pytest.mark.sweep("every objective")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_document_counts_the_same_wherever_it_lies(make, vocabulary, name):
     """All in one row, in rows of their own, and one by one: the loss and its gradient."""
@@ -79,6 +80,7 @@ def test_a_share_is_what_a_term_adds_along_the_whole_gradient():
     assert measure_shares({"a": x.sum().detach(), "b": y}, [x, y]) == {}
 
 
+@pytest.mark.sweep("every objective")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_is_the_slope_of_the_loss(make, vocabulary, name):
     items, module = make_items(name, vocabulary), make(name).eval()
@@ -128,6 +130,7 @@ def train(build, name, vocabulary, folder, steps=3, stop_at=None, parallel=None)
     return [p.detach().clone() for p in module.parameters() if p.requires_grad]
 
 
+@pytest.mark.sweep("every objective")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stopped_run_goes_on_to_the_same_weights(make, vocabulary, tmp_path, name):
     whole = train(make, name, vocabulary, tmp_path / "whole")
@@ -174,6 +177,7 @@ def two_ranks(tmp_path_factory, vocabulary):
     return folder, build
 
 
+@pytest.mark.sweep("every objective")
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_train_to_what_one_does(two_ranks, vocabulary, tmp_path, name):
     folder, build = two_ranks

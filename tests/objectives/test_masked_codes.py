@@ -140,6 +140,7 @@ def test_the_loss_is_that_of_each_document_by_hand(make_model, vocabulary, docum
     total.backward()
 
 
+@pytest.mark.sweep("small trainings")
 @pytest.mark.parametrize("own_place", [False, True])
 def test_a_model_so_trained_draws_a_picture_in_two_passes(make_model, vocabulary, own_place):
     torch.manual_seed(0)

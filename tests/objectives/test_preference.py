@@ -225,6 +225,7 @@ def test_six_batches_of_a_pair_give_the_step_of_one_of_six(make_model, vocabular
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+@pytest.mark.sweep("small trainings")
 def test_training_prefers_the_chosen_and_a_stopped_run_goes_on_alike(make_model, vocabulary, tmp_path):
     batches = [pack_pairs(make_answers(vocabulary, seed=seed)) for seed in (0, 1)]
     whole = train(with_adapters(make_model()), vocabulary, batches, tmp_path / "whole", steps=12)

@@ -43,6 +43,7 @@ def test_the_term_is_its_formula_packed_or_not(make_model, vocabulary, length):
     torch.testing.assert_close((total - plain) / parts["weight"], 0.5 * expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.sweep("small trainings")
 @pytest.mark.parametrize("main", [PackedLoss, PreferenceLoss])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_lowers_it_beside_any_objective(make_model, vocabulary, main, checkpointing):

@@ -78,6 +78,7 @@ def test_the_start_reads_the_generic_text(make_model, vocabulary):
     torch.testing.assert_close(total, (generic.exp() * (generic - now.log_softmax(-1))).sum(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.sweep("small trainings")
 def test_what_is_forgotten_falls_and_what_is_kept_stays(make_model, vocabulary):
     """A model that begins to know six answers forgets three of them."""
     answers, model = make_answers(vocabulary), make_model()
