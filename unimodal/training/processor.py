@@ -19,8 +19,8 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> bool:
     """Lets the memory of freed tensors stay with the process, for the next ones; -> whether the allocator does so.
 
-    glibc gives large blocks back as soon as they are free, and each step then waits for the same pages again: a tenth
-    to a third of a step's processor time. The peak of memory grows by up to a quarter. Nothing is done where
+    glibc gives large blocks back as soon as they are free, and each step then waits for the same pages again. The price
+    is a higher peak of memory, since pieces that are free are kept too. Nothing is done where
     the environment tunes the allocator (`MALLOC_…`, `GLIBC_TUNABLES`) or where it is another one.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ) or sys.platform != "linux":
