@@ -41,7 +41,7 @@ from unimodal.model_folder.layout import locate_tokenizer
 from unimodal.objectives.ctc import compute_ctc_loss, find_spoken_answers, find_spoken_requests
 from unimodal.objectives.next_token import HeadGroups, compute_cross_entropy, shift_labels
 from unimodal.sequence.packing import PackedBatch
-from unimodal.sequence.templates.own import Rendered, Template
+from unimodal.sequence.templates.own import IGNORE, Rendered, Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.tokenizers import MediaTokenizer
@@ -83,6 +83,9 @@ class NanoRecipe(Config):
     balance: float = 0.5  # 0: every item equally often, 1: every group of concepts
     default_style: str = "noto"  # what is drawn when no style is asked for
     text_dropout: float = 0.1  # share of wishes without their words, for guidance
+    #: share of the pictures to be named of which only the codes before the last segment are shown: where codes are
+    #: ordered these say what it is, and more pictures are seen at the same cost
+    short_pictures: float = 0.0
     ctc_weight: float = 0.3  # weight of the loss that reads the transcript at the audio codes (objectives/ctc.py)
     speaking_ctc_weight: float = 0.0  # weight of the same loss at the codes of spoken answers
     ctc_block: str = ""  # the block whose codes say what is spoken; by default the first one of any length
@@ -106,10 +109,12 @@ SpeechTask = sources.SpeechToText | sources.TextToSpeech
 class Documents:
     """A source with its plan, rendered when asked: ``documents[i]`` is the i-th of the plan."""
 
-    def __init__(self, source: sources.Source, count: int, template: Template, cfg: NanoRecipe, drops_text: bool):
+    def __init__(self, source: sources.Source, count: int, template: Template, cfg: NanoRecipe):
         self.source, self.template = source, template
         self.plan = sources.plan_draws(source, count, cfg.balance, cfg.loop.seed)
-        self.text_dropout = cfg.text_dropout if drops_text else 0.0
+        self.text_dropout = cfg.text_dropout if source.name.startswith("text_to") else 0.0
+        self.short_pictures = cfg.short_pictures if source.name == "image_to_name" else 0.0
+        self.last_rows = find_last_rows(template.vocabulary) if self.short_pictures else range(0)
         self.seed = cfg.loop.seed
 
     def __len__(self) -> int:
@@ -120,7 +125,24 @@ class Documents:
         document = self.source.make_document(item, draw)
         if make_generator(self.seed, "drop", self.source.name, item, draw).random() < self.text_dropout:
             document = document.drop_text()
-        return self.template.render(document)
+        rendered = self.template.render(document)
+        if make_generator(self.seed, "shorten", self.source.name, item, draw).random() < self.short_pictures:
+            rendered = leave_out(rendered, self.last_rows)
+        return rendered
+
+
+def find_last_rows(vocabulary: Vocabulary) -> range:
+    """The rows of the last segment of a picture. Raises ValueError where no other has codes of another book."""
+    *first, last = [segment.block for segment in vocabulary.get_layout("image").segments]
+    if not first or last in first:
+        raise ValueError("short_pictures needs pictures whose last codes have a codebook of their own; drop it")
+    return vocabulary.get_block_range(last)
+
+
+def leave_out(document: Rendered, rows: range) -> Rendered:
+    """The document without the tokens of these rows that nothing is learnt of."""
+    kept = (document.labels != IGNORE) | (document.ids < rows.start) | (document.ids >= rows.stop)
+    return Rendered(document.ids[kept], document.labels[kept], document.modality[kept])
 
 
 def collect_row_features(vocabulary: Vocabulary, tokenizers: Mapping[str, MediaTokenizer]) -> dict[range, Tensor]:
@@ -291,7 +313,6 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
             max(1000, int(cfg.planned_documents * shares[name] * 1.2)),
             template,
             cfg,
-            drops_text=name.startswith("text_to"),
         )
         for name, source in all_sources.items()
     }

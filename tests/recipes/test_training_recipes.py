@@ -17,8 +17,9 @@ from unimodal.data.named_sounds import NamedSound
 from unimodal.data.scenes.compose import Painter
 from unimodal.data.scenes.plan import Planner
 from unimodal.data.scenes.scene import Thing, write_scenes
+from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates.own import Template
-from unimodal.text.tokenizer import TextTokenizer
+from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,6 +217,28 @@ def test_a_model_with_more_media_takes_the_rows_that_both_have() -> None:
     mine, other = ours.get_block_range("image"), theirs.get_block_range("image")
     assert mine != other and torch.equal(taken[mine.start : mine.stop], rows[other.start : other.stop, 0])
     assert not taken[ours.get_block_range("audio").start : ours.get_block_range("audio").stop].any()
+
+
+def test_short_pictures_keep_their_first_codes_and_whatever_is_learnt(tmp_path: Path) -> None:
+    """Of a picture that is asked about the last segment goes; one that is drawn, and all text, stay."""
+    train_nano = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")
+    blocks = [Block(name=name, modality="image", size=9) for name in "ab"]
+    spans = [SpanLayout("image", [Segment("a", 2), Segment("b", 3, mark=False)])]
+    text = train_text_tokenizer(["what is this", "an apple", "a pear"] * 9, 353, tmp_path)
+    vocabulary = Vocabulary.build(text.size, blocks, spans, (), text.sha256)
+    template, rows = Template(vocabulary, text), train_nano["find_last_rows"](vocabulary)
+    picture = Image(codes=np.array([1, 2, 3, 4, 5]))
+    asked = Document([Turn("user", [picture, Text("What is this?")]), Turn("assistant", "an apple")])
+    drawn = Document([Turn("user", "an apple"), Turn("assistant", [picture])])
+    whole, short = template.render(asked), train_nano["leave_out"](template.render(asked), rows)
+    assert short.ids.tolist() == [row for row in whole.ids.tolist() if row not in rows]
+    assert len(short) == len(whole) - 3 and short.labels[short.labels >= 0].tolist() == [
+        *whole.labels[whole.labels >= 0]
+    ]
+    assert train_nano["leave_out"](template.render(drawn), rows).ids.tolist() == template.render(drawn).ids.tolist()
+    flat = Vocabulary.build(text.size, blocks[:1], [SpanLayout("image", [Segment("a", 5)])], (), text.sha256)
+    with pytest.raises(ValueError, match="short_pictures needs pictures whose last codes have a codebook of their own"):
+        train_nano["find_last_rows"](flat)
 
 
 def test_a_wrong_setting_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

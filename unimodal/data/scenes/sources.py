@@ -1,6 +1,6 @@
 """Scenes by their codes → documents: questions about them, requests to make them, and talk that comes back to them.
 
-    scene_to_text   a picture, and one to three questions or a caption
+    scene_to_text   a picture, and one to five questions or a caption
     text_to_scene   a caption; the picture is the answer
     scene_talk      a picture (sometimes first drawn), then its name, its colour and how many there are
     moves_to_text   a clip, and what happens in it
@@ -82,13 +82,13 @@ class SceneSource:
 
 
 class SceneToText(SceneSource):
-    """Asks about a scene: for its caption, or one to three questions one after the other."""
+    """Asks about a scene: for its caption, or one to five questions one after the other."""
 
     def write(self, item: int, draws: random.Random) -> Document:
         words = self.scenes.find_words(item)
         if words.scene.kind == "clip":
             return make_talk(self.scenes.make_part(item), choose_questions(words.ask_all(draws), draws, 2), draws)
-        questions = choose_questions(words.ask_all(draws), draws, 3)
+        questions = choose_questions(words.ask_all(draws), draws, 5)
         if draws.random() < 0.3:
             questions[-1] = Question("caption", pick(draws, DESCRIBE), words.caption(draws))
         return make_talk(self.scenes.make_part(item), questions, draws)
