@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.objective import LossParts
-from unimodal.objectives.spans import leave_out_behind
+from unimodal.objectives.spans import LearntSpan, leave_out_behind
 from unimodal.objectives.streams import Copies, CopiesObjective
 from unimodal.objectives.writing import SpanConfig, SpanWriting
 from unimodal.vocabulary import Vocabulary
@@ -77,18 +77,10 @@ class AnyOrderLoss(CopiesObjective):
         self.own: AnyOrderConfig = own or AnyOrderConfig()
         super().__init__(model, vocabulary, cfg, self.own, "any_order", self.own.mask_id)
 
-    def forward(
-        self,
-        ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
-        further: Tensor | None = None,
-        values: Tensor | None = None,
+    def learn(
+        self, ids: Tensor, labels: Tensor, position_ids: Tensor, spans: list[LearntSpan]
     ) -> tuple[Tensor, LossParts]:
-        """See `Objective.forward`."""
-        assert further is None, "a vocabulary with summed positions is refused"
-        position_ids = position_ids.expand_as(ids)
-        spans = self.choose(ids, labels, position_ids)
+        """See `SpanObjective.learn`."""
         ranks = [draw_ranks(span.length, self.own, span.generator) for span in spans]
         patterns = [own[None] <= own[:, None] for own in ranks]
         copies = [make_copies(own, self.mask_id) for own in ranks]

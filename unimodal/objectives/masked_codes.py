@@ -107,18 +107,10 @@ class MaskedCodes(SpanObjective):
         self.own: MaskedCodeConfig = own or MaskedCodeConfig()
         super().__init__(model, vocabulary, cfg, self.own, "masked_codes", self.own.mask_id)
 
-    def forward(
-        self,
-        ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
-        further: Tensor | None = None,
-        values: Tensor | None = None,
+    def learn(
+        self, ids: Tensor, labels: Tensor, position_ids: Tensor, spans: list[LearntSpan]
     ) -> tuple[Tensor, LossParts]:
-        """See `Objective.forward`."""
-        assert further is None, "a vocabulary with summed positions is refused"
-        position_ids = position_ids.expand_as(ids)
-        spans = self.choose(ids, labels, position_ids)
+        """See `SpanObjective.learn`."""
         hidden_of = [hide_codes(span, self.own.schedule) for span in spans]
         hidden = torch.zeros_like(ids, dtype=torch.bool)
         for span, own in zip(spans, hidden_of, strict=True):

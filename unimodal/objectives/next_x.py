@@ -73,18 +73,10 @@ class NextXLoss(SpanObjective):
         self.entities = divide_blocks(vocabulary, self.group_of_row, self.own, known)
         self.known = self.entities
 
-    def forward(
-        self,
-        ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
-        further: Tensor | None = None,
-        values: Tensor | None = None,
+    def learn(
+        self, ids: Tensor, labels: Tensor, position_ids: Tensor, spans: list[LearntSpan]
     ) -> tuple[Tensor, LossParts]:
-        """See `Objective.forward`."""
-        assert further is None, "a vocabulary with summed positions is refused"
-        position_ids = position_ids.expand_as(ids)
-        spans = self.choose(ids, labels, position_ids)
+        """See `SpanObjective.learn`."""
         read, at_own, patterns = ids.clone(), torch.zeros_like(ids, dtype=torch.bool), []
         for span in spans:
             entity = self.entities[span.block, span.length]

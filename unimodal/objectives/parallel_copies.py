@@ -62,18 +62,10 @@ class ParallelCopies(CopiesObjective):
         self.own: ParallelCopyConfig = own or ParallelCopyConfig()
         super().__init__(model, vocabulary, cfg, self.own, "parallel_copies", self.own.mask_id)
 
-    def forward(
-        self,
-        ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
-        further: Tensor | None = None,
-        values: Tensor | None = None,
+    def learn(
+        self, ids: Tensor, labels: Tensor, position_ids: Tensor, spans: list[LearntSpan]
     ) -> tuple[Tensor, LossParts]:
-        """See `Objective.forward`. Its parts are those of the labels; `loss_copies` is a metric."""
-        assert further is None, "a vocabulary with summed positions is refused"
-        position_ids = position_ids.expand_as(ids)
-        spans = self.choose(ids, labels, position_ids)
+        """See `SpanObjective.learn`. Its parts are those of the labels; `loss_copies` is a metric."""
         patterns = [torch.ones(span.length, span.length, dtype=torch.bool).tril() for span in spans]
         copies = [self.make_copies(ids[span.row, span.places], span) for span in spans]
         losses, of_copies = self.score_copies(ids, position_ids, labels, spans, patterns, copies)

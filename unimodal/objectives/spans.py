@@ -170,6 +170,25 @@ class SpanObjective(Objective):
         self.windows = find_windows(model.config)
         self.known: Collection[tuple[int, int]] | None = None
 
+    def forward(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        further: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> tuple[Tensor, LossParts]:
+        """See `Objective.forward`."""
+        assert further is None, "a vocabulary with summed positions is refused"
+        position_ids = position_ids.expand_as(ids)
+        return self.learn(ids, labels, position_ids, self.choose(ids, labels, position_ids))
+
+    def learn(
+        self, ids: Tensor, labels: Tensor, position_ids: Tensor, spans: list[LearntSpan]
+    ) -> tuple[Tensor, LossParts]:
+        """The loss of a batch and its parts. ids, labels, position_ids: int64 [B, N]. spans: those of `choose`."""
+        raise NotImplementedError
+
     def choose(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> list[LearntSpan]:
         """The spans of a batch, of which each document has one at most."""
         salt = int(torch.randint(2**62, ())) if self.training else 0

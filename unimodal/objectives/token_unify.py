@@ -92,29 +92,22 @@ class TokenUnify(SpanObjective):
         self.own: TokenUnifyConfig = own or TokenUnifyConfig()
         super().__init__(model, vocabulary, cfg, self.own, "token_unify", self.own.mask_id)
 
-    def forward(
-        self,
-        ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
-        further: Tensor | None = None,
-        values: Tensor | None = None,
+    def learn(
+        self, ids: Tensor, labels: Tensor, position_ids: Tensor, spans: list[LearntSpan]
     ) -> tuple[Tensor, LossParts]:
-        """See `Objective.forward`. The metrics are the losses of the tasks' documents."""
-        assert further is None, "a vocabulary with summed positions is refused"
-        position_ids = position_ids.expand_as(ids)
+        """See `SpanObjective.learn`. The metrics are the losses of the tasks' documents."""
         documents = number_documents(position_ids).view_as(ids)
         hidden, task_of = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(ids, -1)
-        spans = []
-        for span in self.choose(ids, labels, position_ids):
+        hiding = []
+        for span in spans:
             task = draw_task(self.own, span.generator)
             task_of[span.row, documents[span.row] == documents[span.row, span.places[0]]] = TASKS.index(task)
             if task != "next":
                 hidden[span.row, span.places] = hide_by_task(task, span).to(ids.device)
-                spans.append(span)
-        patterns = [torch.ones(span.length, span.length, dtype=torch.bool) for span in spans]
-        seen = list_seen(position_ids, spans, patterns)
-        learnt = torch.where(hidden, labels, leave_out_behind(labels, position_ids, spans))
+                hiding.append(span)
+        patterns = [torch.ones(span.length, span.length, dtype=torch.bool) for span in hiding]
+        seen = list_seen(position_ids, hiding, patterns)
+        learnt = torch.where(hidden, labels, leave_out_behind(labels, position_ids, hiding))
         states = self.run_seen(ids.masked_fill(hidden, self.mask_id), position_ids, seen)
         losses = self.score_places(states, ids, learnt, position_ids, hidden if self.own.own_place else None)
         total, parts = self.sum_up(losses)
