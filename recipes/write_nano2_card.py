@@ -1,0 +1,257 @@
+"""Writes what the card of nano 2 tells of the model, from its evaluation report; no figure comes from memory.
+
+    python recipes/write_nano2_card.py [--set model=model_cards/nano2]
+
+Reads ``report.json`` (the commands are in the card), ``recipe.json`` and ``curve.json``, the losses of training that
+`--set metrics=[RUN/metrics.jsonl, …]` writes anew from the runs, where they are at hand. In ``README.md`` what stands
+above the heading of the tokenizers is replaced, and the rest is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from unimodal.config import Config
+from unimodal.evaluation.report import EvaluationReport
+from unimodal.evaluation.shares import find_interval
+from unimodal.files import read_json_as, write_json, write_text_atomically
+from unimodal.training.command import run_recipe
+
+REST = "## The tokenizers"  # the heading that the kept part begins with
+LOSSES = ("loss_text", "loss_known", "loss_semantic", "loss_image", "loss_audio", "ctc")
+CURVE_ROWS = 12
+
+HEAD = """---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: any-to-any
+tags:
+  - unimodal
+  - image-to-text
+  - text-to-image
+  - text-to-speech
+  - automatic-speech-recognition
+  - image-tokenizer
+  - video-tokenizer
+  - audio-tokenizer
+---
+
+# unimodal nano 2
+
+A stock Llama of {millions:.1f} M parameters over one vocabulary of {rows:,} rows and three media tokenizers. Beside
+what [nano](../nano) does it talks about composed pictures (what, how many, in which colour, where) over several turns,
+draws them, tells what moves in a clip, and names sounds; no code of it stands for a training picture. It began with
+nano's layers and was trained on for {tokens:.1f} M tokens ({steps} steps of {per_step:,}) on shared CPU cores, a small
+part of what the curve below asks for.
+
+```bash
+unimodal chat --model model_cards/nano2 --image picture.png "How many are there?"
+unimodal generate "three red apples" --to image --out apples.png --model model_cards/nano2
+unimodal generate "Play C4 on the flute." --to audio --out flute.wav --model model_cards/nano2
+```
+
+## Results
+
+```bash
+{commands}
+python recipes/write_nano2_card.py
+```
+
+Shares are of held-out items, with 95% intervals; judges are no part of the model, and named in `report.json`.
+
+| task | held out | target | measured |
+|---|---|---|---|
+{table}
+## What more training would bring
+
+Losses while it trained, in nats a token or code, each a mean over 20 steps; `ctc` is that of reading speech at its
+codes, in nats a piece of text.
+
+{curve}
+"""
+
+
+class Nano2Card(Config):
+    model: Path = Path("model_cards/nano2")
+    metrics: tuple[Path, ...] = ()
+
+
+class Row(NamedTuple):
+    """A row of the table: path is where its figure stands in the report."""
+
+    task: str
+    held_out: str
+    target: str
+    path: tuple[str, ...]
+
+
+ROWS = (
+    Row("picture → name", "seen concepts, unseen style", "≥ 85%", ("picture_naming", "seen")),
+    Row("picture → name", "unseen concepts, unseen style", "≥ 50%", ("picture_naming", "heldout")),
+    Row("text → picture, concept among the 5 nearest (lite2)", "new seeds", "≥ 85%", ("picture_variety", "among_5")),
+    Row("different drawings of ten seeds", "", "≥ 8", ("picture_variety", "different_of_10")),
+    Row("drawings within 25 dB of a training picture", "", "reported", ("picture_variety", "copies")),
+    *(
+        Row(f"scene → {what}", "combinations never seen", "≥ 80%", ("scene_reading", "combination", about))
+        for about, what in (
+            ("what", "name"), ("many", "count"), ("colour", "colour"), ("where", "place"), ("relation", "relation"),
+        )
+    ),
+    *(
+        Row(f"scene → {what}", "unseen style", "reported", ("scene_reading", "style", about))
+        for about, what in (("what", "name"), ("many", "count"), ("colour", "colour"), ("where", "place"))
+    ),
+    *(
+        Row(f"text → scene, {what} right", "combinations never seen", "≥ 70%", ("scene_drawing", "combination", about))
+        for about, what in (("many", "count"), ("colour", "colour"), ("where", "place"), ("what", "name"))
+    ),
+    Row("three turns about a picture, all right", "combinations never seen", "≥ 70%",
+        ("conversation", "combination", "all_right")),
+    Row("clip → name", "seen concepts", "≥ 95%", ("clip_naming", "seen")),
+    Row("clip → what moves", "combinations never seen", "≥ 80%", ("moving", "combination", "moves")),
+    Row("clip → how it moves", "combinations never seen", "reported", ("moving", "combination", "how")),
+    Row("text → clip, moves as asked", "combinations never seen", "reported", ("moving", "combination", "made")),
+    Row("note → instrument", "notes never heard of it", "≥ 60%", ("sound_naming", "note combination")),
+    Row("effect → name", "recordings never heard", "≥ 60%", ("sound_naming", "effect sample")),
+    Row("text → sound, among the 5 nearest", "held-out sounds", "reported", ("sound_naming", "made")),
+    *(
+        Row(f"speech → text, WER, {voice}", held_out, target, ("everyday_speech", voice, "wer"))
+        for voice, held_out, target in (
+            ("slt", "sentences of another source", "≤ 15%"), ("rms", "sentences of another source", "≤ 15%"),
+            ("awb", "the same, a voice never heard", "≤ 25%"), ("human", "a person, words and numbers", "≤ 40%"),
+        )
+    ),
+    Row("text → speech, Moonshine WER", "sentences of another source", "≤ 20%", ("everyday_speech", "speaking", "wer")),
+    Row("the same, DNSMOS", "", "≥ 2.9", ("everyday_speech", "speaking", "dnsmos")),
+)  # fmt: skip
+
+
+class LoopRecord(BaseModel):
+    steps: int
+
+
+class StageSettings(BaseModel):
+    loop: LoopRecord
+    tokens_per_step: int
+
+
+class StageRecord(BaseModel):
+    """`recipe.json` of the last part: its settings, and the steps of the parts before that were really made."""
+
+    config: StageSettings
+    initial_steps: int = 0
+
+
+class DecoderSizes(BaseModel):
+    """`config.json`."""
+
+    vocab_size: int
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+
+    def count_parameters(self) -> int:
+        """Of a Llama whose tables are tied and whose heads all have keys of their own."""
+        a_layer = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        return self.vocab_size * self.hidden_size + self.num_hidden_layers * a_layer + self.hidden_size
+
+
+def find(report: EvaluationReport, path: Sequence[str]) -> object:
+    value: object = report.suites
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def show(value: object) -> str | None:
+    """A figure with its interval and count, of any of the shapes that suites give; None for what is not there."""
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    if not isinstance(value, dict):
+        return None
+    figures: dict[str, object] = value
+    if "mean" in figures:
+        return f"{figures['mean']} ± {figures['interval']}"
+    count = figures.get("count", figures.get("pictures", figures.get("clips")))
+    share = figures.get("percent", figures.get("right_percent"))
+    if not isinstance(share, int | float):
+        return None
+    low, high = figures.get("low"), figures.get("high")
+    if low is None and isinstance(count, int):
+        low, high = (round(100 * bound, 1) for bound in find_interval(share / 100, count))
+    return f"{share:.1f}% [{low}, {high}]" + (f", n = {count}" if count is not None else "")
+
+
+def make_table(report: EvaluationReport) -> str:
+    """One line a figure; what was not measured is left out."""
+    found = ((row, show(find(report, row.path))) for row in ROWS)
+    return "".join(f"| {row.task} | {row.held_out} | {row.target} | {text} |\n" for row, text in found if text)
+
+
+def read_curve(paths: Sequence[Path]) -> Iterator[dict[str, float]]:
+    """The records of training, the steps of later parts counted on."""
+    before = 0.0
+    for path in paths:
+        step = 0.0
+        for line in path.read_text("utf-8").splitlines():
+            record: Mapping[str, float] = json.loads(line)
+            step = record["step"]
+            yield {"step": before + step, **{name: record[name] for name in LOSSES if name in record}}
+        before += step
+
+
+def draw_curve(records: Sequence[Mapping[str, float]]) -> str:
+    """A table of about a dozen of the records, the last among them."""
+    every = max(1, -(-len(records) // CURVE_ROWS))
+    chosen = records[::-1][::every][::-1]
+    lines = [
+        f"| step | {' | '.join(name.removeprefix('loss_') for name in LOSSES)} |",
+        "|---" * (len(LOSSES) + 1) + "|",
+    ]
+    for record in chosen:
+        cells = (f"{record[name]:.2f}" if name in record else "" for name in LOSSES)
+        lines.append(f"| {record['step']:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def list_commands(report: EvaluationReport, folder: Path) -> str:
+    """The command of each suite that was run, in one."""
+    suites = [f"--suite {name}" for name in report.suites]
+    lines = [" ".join(suites[at : at + 4]) for at in range(0, len(suites), 4)]
+    limit = f"--limit {report.limit} " if report.limit is not None else ""
+    return "unimodal evaluate " + " \\\n    ".join([*lines, f"--model {folder} {limit}--out {folder}/report.json"])
+
+
+def run(cfg: Nano2Card, dry_run: bool) -> None:
+    folder = cfg.model
+    report = read_json_as(EvaluationReport, folder / "report.json")
+    sizes = read_json_as(DecoderSizes, folder / "config.json")
+    record = read_json_as(StageRecord, folder / "recipe.json")
+    readme = folder / "README.md"
+    _, heading, rest = readme.read_text("utf-8").partition(REST)
+    if not heading:
+        raise ValueError(f"{readme} has no heading {REST!r}; what stands from there on is kept")
+    records = list(read_curve(cfg.metrics)) or read_json_as(list[dict[str, float]], folder / "curve.json")
+    steps = record.config.loop.steps + record.initial_steps
+    card = HEAD.format(
+        millions=sizes.count_parameters() / 1e6, rows=sizes.vocab_size, steps=f"{steps:,}",
+        tokens=steps * record.config.tokens_per_step / 1e6, per_step=record.config.tokens_per_step,
+        commands=list_commands(report, folder), table=make_table(report), curve=draw_curve(records),
+    )  # fmt: skip
+    if dry_run:
+        return
+    if cfg.metrics:
+        write_json(folder / "curve.json", records)
+    write_text_atomically(readme, card + heading + rest)
+    print(f"wrote {readme}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_recipe(Nano2Card, run)
