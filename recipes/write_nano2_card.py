@@ -2,9 +2,9 @@
 
     python recipes/write_nano2_card.py [--set model=model_cards/nano2]
 
-Reads ``report.json`` (the commands are in the card), ``recipe.json`` and ``curve.json``, the losses of training that
-`--set metrics=[RUN/metrics.jsonl, …]` writes anew from the runs, where they are at hand. In ``README.md`` what stands
-above the heading of the tokenizers is replaced, and the rest is kept.
+Reads ``report.json`` and ``report_more.json`` (the commands are in the card), ``recipe.json`` and ``curve.json``, the
+losses of training that `--set metrics=[RUN/metrics.jsonl, …]` writes anew from the runs, where they are at hand. In
+``README.md`` what stands above the heading of the tokenizers is replaced, and the rest is kept.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from unimodal.training.command import run_recipe
 REST = "## The tokenizers"  # the heading that the kept part begins with
 LOSSES = ("loss_text", "loss_known", "loss_semantic", "loss_image", "loss_audio", "ctc")
 CURVE_ROWS = 12
+REPORTS = ("report.json", "report_more.json")
 
 HEAD = """---
 license: apache-2.0
@@ -221,17 +222,20 @@ def draw_curve(records: Sequence[Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def list_commands(report: EvaluationReport, folder: Path) -> str:
-    """The command of each suite that was run, in one."""
+def write_command(report: EvaluationReport, out: Path) -> str:
+    """The command that ran the suites of a report, as far as it tells."""
     suites = [f"--suite {name}" for name in report.suites]
     lines = [" ".join(suites[at : at + 4]) for at in range(0, len(suites), 4)]
     limit = f"--limit {report.limit} " if report.limit is not None else ""
-    return "unimodal evaluate " + " \\\n    ".join([*lines, f"--model {folder} {limit}--out {folder}/report.json"])
+    return "unimodal evaluate " + " \\\n    ".join([*lines, f"--model {out.parent} {limit}--out {out}"])
 
 
 def run(cfg: Nano2Card, dry_run: bool) -> None:
     folder = cfg.model
-    report = read_json_as(EvaluationReport, folder / "report.json")
+    parts = {path: read_json_as(EvaluationReport, path) for path in map(folder.joinpath, REPORTS) if path.is_file()}
+    if not parts:
+        raise ValueError(f"{folder} has no {' and no '.join(REPORTS)}; make them with `unimodal evaluate`")
+    report = EvaluationReport(suites={name: one for part in parts.values() for name, one in part.suites.items()})
     sizes = read_json_as(DecoderSizes, folder / "config.json")
     record = read_json_as(StageRecord, folder / "recipe.json")
     readme = folder / "README.md"
@@ -240,10 +244,11 @@ def run(cfg: Nano2Card, dry_run: bool) -> None:
         raise ValueError(f"{readme} has no heading {REST!r}; what stands from there on is kept")
     records = list(read_curve(cfg.metrics)) or read_json_as(list[dict[str, float]], folder / "curve.json")
     steps = record.config.loop.steps + record.initial_steps
+    commands = "\n".join(write_command(part, path) for path, part in parts.items())
     card = HEAD.format(
         millions=sizes.count_parameters() / 1e6, rows=sizes.vocab_size, steps=f"{steps:,}",
         tokens=steps * record.config.tokens_per_step / 1e6, per_step=record.config.tokens_per_step,
-        commands=list_commands(report, folder), table=make_table(report), curve=draw_curve(records),
+        commands=commands, table=make_table(report), curve=draw_curve(records),
     )  # fmt: skip
     if dry_run:
         return
