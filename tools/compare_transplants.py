@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from unimodal.text.corpora import read_lines, read_parallel
+from unimodal.text.corpora import cut_pieces, read_lines, read_parallel, take_bytes
 from unimodal.text.reports.opened import open_tokenizer
 from unimodal.tuning.transplant.inputs import open_embedder, read_dictionary, read_donor_rows
-from unimodal.tuning.transplant.measure import TextCost, cut_pieces, measure_text
+from unimodal.tuning.transplant.measure import TextCost, measure_text
 from unimodal.tuning.transplant.methods import METHODS, MadeRows
 from unimodal.tuning.transplant.resize import replace_tables
 from unimodal.tuning.transplant.transplant import TransplantBase, TransplantPlan, open_base, plan_transplant
@@ -38,18 +38,6 @@ NEEDS = {
     "omp": "donor",
     "tokenadapt": "embedder",
 }
-
-
-def take_bytes(lines: Sequence[str], most_bytes: int | None) -> list[str]:
-    """The first lines of a text, so many bytes of them."""
-    kept: list[str] = []
-    size = 0
-    for line in lines:
-        size += len(line.encode()) + 1
-        if most_bytes is not None and size > most_bytes and kept:
-            break
-        kept.append(line)
-    return kept
 
 
 def tune_rows(base: TransplantBase, plan: TransplantPlan, lines: Sequence[str], steps: int, start: int | None) -> None:

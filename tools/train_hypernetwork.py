@@ -14,9 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimodal.text.corpora import read_lines
+from unimodal.text.corpora import cut_pieces, read_lines
 from unimodal.tuning.transplant.hypernetwork import HypernetworkSettings
-from unimodal.tuning.transplant.measure import cut_pieces
 from unimodal.tuning.transplant.transplant import open_base
 from unimodal.tuning.transplant.zett import train_hypernetwork
 

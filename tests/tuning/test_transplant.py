@@ -15,9 +15,10 @@ from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.pipeline import load
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
+from unimodal.text.corpora import cut_pieces
 from unimodal.text.reports.opened import OpenedTokenizer, open_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.tuning.transplant.measure import cut_pieces, measure_text
+from unimodal.tuning.transplant.measure import measure_text
 from unimodal.tuning.transplant.special_tokens import keep_special_tokens, move_post_processor
 from unimodal.tuning.transplant.transplant import open_base, plan_transplant, transplant
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
+from unimodal.text.corpora import PIECE_BYTES, cut_pieces
 from unimodal.text.reports.opened import OpenedTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-PIECE_BYTES = 1024
-
 
 @dataclass(frozen=True)
 class TextCost:
@@ -39,25 +37,21 @@ class TextCost:
     num_pieces: int
     num_spoilt: int
 
+    def format(self) -> str:
+        """Bits a byte in words."""
+        lost = f"; {self.num_spoilt} of {self.num_pieces} pieces lose letters" if self.num_spoilt else ""
+        return f"{self.bits:.3f} ± {self.interval:.3f}{lost}"
 
-def cut_pieces(lines: Sequence[str], most_bytes: int = PIECE_BYTES) -> list[str]:
-    """Lines put together to pieces of at most so many bytes; a longer line is cut between its characters."""
-    pieces: list[str] = []
-    for line in lines:
-        parts, size = [""], 0
-        for letter in f"{line}\n":
-            length = len(letter.encode("utf-8", "surrogatepass"))
-            if size + length > most_bytes:
-                parts.append("")
-                size = 0
-            parts[-1] += letter
-            size += length
-        for part in parts:
-            if pieces and len((pieces[-1] + part).encode("utf-8", "surrogatepass")) <= most_bytes:
-                pieces[-1] += part
-            else:
-                pieces.append(part)
-    return pieces
+    def describe(self) -> dict[str, object]:
+        """The figures by name, for JSON."""
+        return {
+            "bits_per_byte": self.bits,
+            "interval_95": self.interval,
+            "tokens": self.tokens,
+            "bytes": self.num_bytes,
+            "pieces": self.num_pieces,
+            "spoilt_pieces": self.num_spoilt,
+        }
 
 
 @torch.inference_mode()
