@@ -335,9 +335,9 @@ def _check_bytes(most_bytes: int | None) -> None:
 
 def _check_outputs(html: Path | None, json: Path | None) -> None:
     """Raises ValueError, before anything is computed, for files that cannot be written."""
-    for path in (html, json):
+    for option, path in (("--html", html), ("--json", json)):
         if path is not None:
-            check_folder(path)
+            check_folder(path, option)
 
 
 def _write(title: str, made: dict[str, dict[str, object]], html: Path | None, json: Path | None) -> None:
