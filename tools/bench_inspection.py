@@ -57,7 +57,7 @@ class Stages:
 
 
 def time_report(opened: OpenedModel, name: str, given: InspectionInput) -> tuple[float, str]:
-    """Seconds of a processor for a report with its text, and its longest stage. Raises ValueError as the report does."""
+    """Seconds of a processor for a report with its text, and its longest stage."""
     stages = Stages()
     make_report(name, opened, given, stages.tell).format()
     stages.tell("")

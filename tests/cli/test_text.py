@@ -83,6 +83,8 @@ def test_a_tokenizer_is_put_under_a_base_and_measured(capsys, folder):
     costs = json.loads((folder / "cost.json").read_text())
     assert status == 0 and costs["base"].items() >= before.items() and costs["b"].items() >= after.items(), err
     assert f"{after['bits_per_byte']:.3f} ± {after['interval_95']:.3f}" in out.splitlines()[2]
+    more = after["bits_per_byte"] - before["bits_per_byte"]
+    assert costs["base"]["more_than_first"] is None and costs["b"]["more_than_first"][0] == pytest.approx(more)
     status, out, err = run(capsys, "cost", "b", "--data", "en.txt", "--bytes", 200)
     kept = take_bytes(read_lines(["en.txt"]), 200)
     assert status == 0 and 0 < sum(len(line) + 1 for line in kept) <= 200, err

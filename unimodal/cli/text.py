@@ -302,16 +302,17 @@ def measure_cost(
     most_bytes: Bytes = None,
     json: Json = None,
 ) -> None:
-    """Measure what a text costs models, whatever their tokenizers: its tokens, and bits a byte."""
+    """Measure what a text costs models, whatever their tokenizers: its tokens, and bits a byte with 95% intervals."""
     _check_bytes(most_bytes)
     _check_outputs(None, json)
     from unimodal.text.corpora import read_lines, take_bytes
     from unimodal.text.reports.layout import format_rows
-    from unimodal.tuning.transplant.measure import measure_text
+    from unimodal.tuning.transplant.measure import TextCost, measure_text
     from unimodal.tuning.transplant.transplant import open_base
 
     found: dict[str, dict[str, object]] = {}
-    rows: list[list[str]] = [["", "text rows", "tokens", "bits a byte"]]
+    rows: list[list[str]] = [["", "text rows", "tokens", "bits a byte", "more than the first"]]
+    first: TextCost | None = None
     with Reporter() as report:
         lines = take_bytes(read_lines(data), most_bytes)
         for name in models:
@@ -319,8 +320,11 @@ def measure_cost(
             opened = open_base(name)
             report(f"measuring {name}")
             cost = measure_text(opened.model, opened.old, opened.find_start(opened.vocabulary), lines)
-            found[name] = cost.describe() | {"text_rows": opened.num_text_rows}
-            rows.append([name, f"{opened.num_text_rows:,}", f"{cost.tokens:,}", cost.format()])
+            more = None if first is None else cost.compare(first)
+            first = first or cost
+            found[name] = cost.describe() | {"text_rows": opened.num_text_rows, "more_than_first": more}
+            said = "" if more is None else f"{more[0]:+.3f} ± {more[1]:.3f}"
+            rows.append([name, f"{opened.num_text_rows:,}", f"{cost.tokens:,}", cost.format(), said])
     if json is not None:
         from unimodal.files import write_json
 

@@ -66,7 +66,8 @@ def measure_tokenizer(
     sheet: Path | None = None,
 ) -> dict[str, float]:
     """Mean squared error and PSNR of what is decoded (of masks also the mean overlap with the real ones, `iou`), and of
-    each codebook the share of its values that is used and the perplexity. sheet: where a picture of the first of them is saved."""
+    each codebook the share of its values that is used and the perplexity. sheet: where a picture of the first of them
+    is saved."""
     usage = CodebookUsage(tokenizer) if isinstance(tokenizer, MediaTokenizer) else None
     errors: list[Tensor] = []
     overlaps: list[float] = []

@@ -22,12 +22,14 @@ from unimodal.text.reports.opened import OpenedTokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 @dataclass(frozen=True)
 class TextCost:
     """Bits a byte with half of the 95 % interval over the pieces, and the tokens and bytes of the text.
 
     num_pieces: into which it was cut. num_spoilt: of them, those that the tokenizer does not give back as they were,
-    as where it has no row for a letter. What is lost costs nothing, so that the bits are then too low.
+    as where it has no row for a letter. What is lost costs nothing, so that the bits are then too low. pieces: bytes
+    and bits of each.
     """
 
     bits: float
@@ -36,6 +38,14 @@ class TextCost:
     num_bytes: int
     num_pieces: int
     num_spoilt: int
+    pieces: tuple[tuple[int, float], ...] = ()
+
+    def compare(self, other: TextCost) -> tuple[float, float] | None:
+        """Bits a byte more than the other's, with half of the 95 % interval over the pieces; None for other pieces."""
+        if [size for size, _ in self.pieces] != [size for size, _ in other.pieces]:
+            return None
+        more = [(size, mine - theirs) for (size, mine), (_, theirs) in zip(self.pieces, other.pieces, strict=True)]
+        return _estimate(more)
 
     def format(self) -> str:
         """Bits a byte in words."""
@@ -76,9 +86,14 @@ def measure_text(
         costs.append(nats / math.log(2))
         sizes.append(len(piece.encode("utf-8", "surrogatepass")))
     model.train(was_training)
-    total = sum(sizes)
-    bits = sum(costs) / total
-    off = sum((cost - bits * size) ** 2 for cost, size in zip(costs, sizes, strict=True))
-    count = len(pieces)
-    interval = 1.96 * math.sqrt(off * count / max(count - 1, 1)) / total
-    return TextCost(bits, interval, tokens, total, count, spoilt)
+    bits, interval = _estimate(list(zip(sizes, costs, strict=True)))
+    parts = tuple(zip(sizes, costs, strict=True))
+    return TextCost(bits, interval, tokens, sum(sizes), len(pieces), spoilt, parts)
+
+
+def _estimate(pieces: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """(bytes, bits) of pieces → bits a byte, and half of the 95 % interval over the pieces."""
+    total, count = sum(size for size, _ in pieces), len(pieces)
+    bits = sum(cost for _, cost in pieces) / total
+    off = sum((cost - bits * size) ** 2 for size, cost in pieces)
+    return bits, 1.96 * math.sqrt(off * count / max(count - 1, 1)) / total
