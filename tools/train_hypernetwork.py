@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def run(options: argparse.Namespace) -> None:
 
     pieces = cut_pieces(lines, settings.piece_bytes)
     start = base.find_start(base.vocabulary)
+    begun = time.process_time()
     network = train_hypernetwork(base.model, base.tables, base.old, pieces, start, settings, say)
+    print(f"{settings.steps} steps: {time.process_time() - begun:.0f} s of processor time", file=sys.stderr)
     network.save(options.out)
     print(options.out)
 

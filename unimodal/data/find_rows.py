@@ -136,7 +136,8 @@ def _read_file(path: Path) -> Rows:
     if suffix not in (*ROW_SUFFIXES, TEXT_SUFFIX):
         known = ", ".join((*ROW_SUFFIXES, TEXT_SUFFIX))
         raise ValueError(
-            f"{quote_path(path)}: a dataset is a file of {known}, also with .gz, .bz2 or .xz; convert it to one of these"
+            f"{quote_path(path)}: a dataset is a file of {known}, also with .gz, .bz2 or .xz; "
+            "convert it to one of these"
         )
     content = unpack(path)
     if suffix == TEXT_SUFFIX:
