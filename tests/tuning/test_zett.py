@@ -101,6 +101,9 @@ def test_training_makes_rows_that_the_base_reads_and_leaves_the_base_alone(kind,
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     losses = [float(line.split()[2]) for line in said]
     assert len(losses) == 24 and sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    tool.main([str(folder), str(tmp_path / "text.txt"), "--out", str(tmp_path / "none.safetensors"), *settings,
+               "--seconds", "0"])  # fmt: skip
+    assert "0 steps: 0 s of processor time" in capsys.readouterr().err
     before, base = open_base(str(folder)), open_base(str(folder))
     network = RowHypernetwork.load(tmp_path / "rows.safetensors")
     assert network.num_sides == (1 if tied else 2)
