@@ -98,7 +98,7 @@ class TokenizerRecipe(Config):
     continued: Annotated[str | None, MAY_CHANGE] = None  # folder of the one that it continues, as clips do pictures
     labelled: str | None = None  # media in one folder for each thing shown, for what is fitted before training
     train: str | tuple[str, ...] = ALL  # all, decoder, or names of parts
-    losses: LossSettings | None = None  # by default the tokenizer's own loss
+    losses: LossSettings | None = None  # by default the tokenizer's own, or else `l2`
     media: Annotated[str, MAY_CHANGE]  # what it is trained on
     media_root: Annotated[Path | None, MAY_CHANGE] = None
     from_hub: bool = False  # media is a dataset of the hub
@@ -228,7 +228,7 @@ def make_trained(
     bag: LossBag | None = None
     if isinstance(tokenizer, SystemModule) and tokenizer.taught_by and cfg.losses is None:
         raise ValueError(f"{tokenizer.config.family} learns nothing alone; teach it: --set '{tokenizer.taught_by}'")
-    if reconstructs:
+    if reconstructs and not (tokenizer.has_own_loss and cfg.losses is None):
         settings, decodes = (cfg.losses or LossSettings()).name_characters(list_texts(stream)), tokenizer.can_decode
         family, rate = tokenizer.config.family, tokenizer.sample_rate_hz
         bag = LossBag(settings, tokenizer.modality, features, rate, decodes=decodes, family=family)
@@ -390,6 +390,7 @@ class TokenizerTrainer(Trainer[MediaBatch]):
             more = "" if self.last_psnr is None else f" ({report['psnr'] - self.last_psnr:+.2f})"
             parts.append(f"{report['psnr']:.2f} dB{more}")
             self.last_psnr = report["psnr"]
+        parts += [f"overlap {report['iou']:.1%}"] if "iou" in report else []
         used = [value for name, value in report.items() if name.startswith("used_")]
         parts += [f"{sum(used) / len(used):.0%} of the codes used"] if used else []
         left_min = (self.cfg.steps - self.step) * seconds / 60

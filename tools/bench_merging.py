@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from unimodal.model.front_ends.merged_prompts import MergedPrompts, Unit, merge_tokens
-from unimodal.text.corpora import read_lines
+from unimodal.text.corpora import cut_pieces, read_lines
 from unimodal.tuning.transplant.hypernetwork import RowHypernetwork, read_pieces, stack_tables
-from unimodal.tuning.transplant.measure import cut_pieces
 from unimodal.tuning.transplant.transplant import open_base
 
 

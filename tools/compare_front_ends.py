@@ -26,10 +26,9 @@ import torch
 from unimodal.files import write_text_atomically
 from unimodal.model.build import NanoConfig
 from unimodal.model.front_ends import FRONT_ENDS, FrontEnd, FrontEndRequest, make_front_end
-from unimodal.text.corpora import read_lines
+from unimodal.text.corpora import cut_pieces, read_lines
 from unimodal.text.reports.opened import OpenedTokenizer
 from unimodal.text.trainers import TrainingSettings, train
-from unimodal.tuning.transplant.measure import cut_pieces
 
 PIECE_BYTES, BATCH = 256, 16
 LEARNING_RATE, WARM_UP = 2e-3, 20

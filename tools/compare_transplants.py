@@ -1,7 +1,8 @@
 """What a base knows under another text tokenizer: every way of making its rows, on one text.
 
     python tools/compare_transplants.py BASE --tokenizer T --data test.txt [--parallel A B] [--donor M] [--embedder E]
-                                        [--methods mean fvt …] [--bytes 20000] [--train train.txt --steps 50]
+                                        [--hypernetwork F] [--methods mean fvt …] [--bytes 20000]
+                                        [--train train.txt --steps 50]
 
 BASE, T and the other inputs are those of `unimodal text transplant`; nothing is written. Prints, of at most so many
 bytes of the text, the tokens and the bits a byte of the base and of each method, with the 95 % interval over pieces of
@@ -21,10 +22,11 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from unimodal.text.corpora import read_lines, read_parallel
+from unimodal.text.corpora import cut_pieces, read_lines, read_parallel, take_bytes
 from unimodal.text.reports.opened import open_tokenizer
+from unimodal.tuning.transplant.hypernetwork import RowHypernetwork, stack_tables
 from unimodal.tuning.transplant.inputs import open_embedder, read_dictionary, read_donor_rows
-from unimodal.tuning.transplant.measure import TextCost, cut_pieces, measure_text
+from unimodal.tuning.transplant.measure import TextCost, measure_text
 from unimodal.tuning.transplant.methods import METHODS, MadeRows
 from unimodal.tuning.transplant.resize import replace_tables
 from unimodal.tuning.transplant.transplant import TransplantBase, TransplantPlan, open_base, plan_transplant
@@ -37,19 +39,8 @@ NEEDS = {
     "clp": "donor",
     "omp": "donor",
     "tokenadapt": "embedder",
+    "zett": "hypernetwork",
 }
-
-
-def take_bytes(lines: Sequence[str], most_bytes: int | None) -> list[str]:
-    """The first lines of a text, so many bytes of them."""
-    kept: list[str] = []
-    size = 0
-    for line in lines:
-        size += len(line.encode()) + 1
-        if most_bytes is not None and size > most_bytes and kept:
-            break
-        kept.append(line)
-    return kept
 
 
 def tune_rows(base: TransplantBase, plan: TransplantPlan, lines: Sequence[str], steps: int, start: int | None) -> None:
@@ -105,6 +96,8 @@ def run(options: argparse.Namespace) -> None:
         embed=None if options.embedder is None else open_embedder(options.embedder),
         vectors=(read[0], read[1]) if read else None,
         dictionary=None if options.dictionary is None else read_dictionary(options.dictionary),
+        hypernetwork=None if options.hypernetwork is None else RowHypernetwork.load(options.hypernetwork),
+        base_rows=None if options.hypernetwork is None else stack_tables(base.tables, base.old.text.size),
     )
     plan = replace(plan, request=request)
     # the token before a text stays what it was, under whatever row it has now
@@ -144,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--embedder")
     parser.add_argument("--vectors", type=Path, nargs=2)
     parser.add_argument("--dictionary", type=Path)
+    parser.add_argument("--hypernetwork", type=Path, help="of zett: what tools/train_hypernetwork.py wrote")
     parser.add_argument("--train", type=Path, help="the text that rows are trained on")
     parser.add_argument("--steps", type=int, default=0, help=f"of {BATCH} pieces each")
     parser.add_argument("--seed", type=int, default=0)

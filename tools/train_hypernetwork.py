@@ -1,6 +1,6 @@
 """Trains the network that makes rows for any text tokenizer of a base (zero-shot tokenizer transfer, arXiv:2405.07883).
 
-    python tools/train_hypernetwork.py BASE train.txt --out rows.safetensors [--steps 200] [--mean-start]
+    python tools/train_hypernetwork.py BASE train.txt --out rows.safetensors [--steps 200] [--seconds S] [--mean-start]
     unimodal text transplant BASE --tokenizer T --out FOLDER --method zett --hypernetwork rows.safetensors
 
 BASE is that of `unimodal text transplant`, and stays as it is. A step reads a few pieces of the text in the tokens of a
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimodal.text.corpora import read_lines
+from unimodal.text.corpora import cut_pieces, read_lines
 from unimodal.tuning.transplant.hypernetwork import HypernetworkSettings
-from unimodal.tuning.transplant.measure import cut_pieces
 from unimodal.tuning.transplant.transplant import open_base
 from unimodal.tuning.transplant.zett import train_hypernetwork
 
@@ -30,7 +30,11 @@ def run(options: argparse.Namespace) -> None:
     )  # fmt: skip
     lines, base = read_lines(options.text), open_base(options.base)
 
+    done = 0
+
     def say(step: int, loss: float, near: float) -> None:
+        nonlocal done
+        done = step + 1
         if (step + 1) % options.say_every == 0:
             print(
                 f"step {step + 1}: {loss:.3f} nats a byte, {near:.3f} from the base's rows", file=sys.stderr, flush=True
@@ -38,7 +42,9 @@ def run(options: argparse.Namespace) -> None:
 
     pieces = cut_pieces(lines, settings.piece_bytes)
     start = base.find_start(base.vocabulary)
-    network = train_hypernetwork(base.model, base.tables, base.old, pieces, start, settings, say)
+    begun = time.process_time()
+    network = train_hypernetwork(base.model, base.tables, base.old, pieces, start, settings, say, options.seconds)
+    print(f"{done} steps: {time.process_time() - begun:.0f} s of processor time", file=sys.stderr)
     network.save(options.out)
     print(options.out)
 
@@ -49,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("text", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seconds", type=float, help="of a processor, after which it ends sooner")
     parser.add_argument("--batch", type=int, default=8, help="texts of a step")
     parser.add_argument("--rows", type=int, default=1024, help="of a drawn tokenizer")
     parser.add_argument("--mean-start", action="store_true", help="begin at the mean of the pieces, not at the first")

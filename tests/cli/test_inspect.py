@@ -50,6 +50,16 @@ REFUSED = {
     "base heads --json no/a.json": "there is no folder no",
     "base heads --prompt AB": "prompt has 2 tokens; give at least 5",
     "base media --file no.png": "no.png",
+    "base heads --json .": "--json . is a folder; name a file",
+    "base hidden --set rows=1e9": "--set rows=1e9: '1e9' is no whole number",
+    "base hidden --set length=nan": "'nan' is no whole number",
+    "base hidden --set share=inf": "--set share=inf: 'inf' is no number to count with",
+    "base attribution --prompt AB --answer A --set draws=0": "draws 0: give one or more",
+    "base attribution --prompt AB --answer A --set draws=1.5": "'1.5' is no whole number",
+    "base attribution --prompt AB --answer A --set kept=-1": "kept -1: give one or more",
+    "base attribution --prompt AB --answer A --set replaced=2": "replaced 2: give a share",
+    "base attribution --prompt ☃ --answer A": "the tokenizer of base has no token for '☃'",
+    "base attribution --prompt AB --answer ☃": "the tokenizer of base has no token for the answer '☃'",
     "base media": "reads text only, and this report is about tokens of media",
 }
 

@@ -9,6 +9,8 @@ from tests.tiny_bases import make_base, save_base
 from unimodal.cli import app as cli
 from unimodal.cli.text import DIGITS, KINDS, TRANSPLANTS
 from unimodal.text import pretokens, trainers
+from unimodal.text.corpora import read_lines, take_bytes
+from unimodal.text.reports.opened import open_tokenizer
 from unimodal.tuning.transplant.methods import METHODS
 
 pytestmark = pytest.mark.sweep("commands")
@@ -77,6 +79,16 @@ def test_a_tokenizer_is_put_under_a_base_and_measured(capsys, folder):
     before, after = made["before"], made["after"]
     assert lines[1].startswith(f"tokens: {before['tokens']:,} → {after['tokens']:,} (")
     assert lines[2].startswith(f"bits a byte before: {before['bits_per_byte']:.3f} ± ") and len(lines) == 4
+    status, out, err = run(capsys, "cost", "base", "b", "--data", "en.txt", "upper.txt", "--json", "cost.json")
+    costs = json.loads((folder / "cost.json").read_text())
+    assert status == 0 and costs["base"].items() >= before.items() and costs["b"].items() >= after.items(), err
+    assert f"{after['bits_per_byte']:.3f} ± {after['interval_95']:.3f}" in out.splitlines()[2]
+    more = after["bits_per_byte"] - before["bits_per_byte"]
+    assert costs["base"]["more_than_first"] is None and costs["b"]["more_than_first"][0] == pytest.approx(more)
+    status, out, err = run(capsys, "cost", "b", "--data", "en.txt", "--bytes", 200)
+    kept = take_bytes(read_lines(["en.txt"]), 200)
+    assert status == 0 and 0 < sum(len(line) + 1 for line in kept) <= 200, err
+    assert out.split()[-4].replace(",", "") == str(sum(len(open_tokenizer("b").encode(f"{line}\n")) for line in kept))
     # the result is a base itself, and a donor
     status, out, err = run(
         capsys, "transplant", "b", "--tokenizer", "a", "--out", "c", "--method", "omp", "--donor", "b"
@@ -88,8 +100,20 @@ def test_a_tokenizer_is_put_under_a_base_and_measured(capsys, folder):
         status, out, err = run(capsys, "transplant", *f"base --tokenizer t --out x {options}".split())
         assert status == 2 and out == "" and err.startswith("unimodal: ") and said in err, options
         assert sorted(folder.rglob("*")) == before, options
+    for words, said in MISMEASURED.items():
+        status, out, err = run(capsys, *words.split())
+        assert status == 2 and out == "" and err.startswith("unimodal: ") and said in err, words
+        assert sorted(folder.rglob("*")) == before, words
 
 
+MISMEASURED = {
+    "cost base --data latin.txt --json x": "latin.txt is not UTF-8",
+    "cost base --data empty.txt --json x": "there is no text in empty.txt",
+    "cost nothing --data en.txt --json x": "base model 'nothing': no such folder",
+    "cost base --data en.txt --bytes 0 --json x": "--bytes 0: give one or more",
+    "cost base --data en.txt --json no/x": "there is no folder no",
+    "transplant base --tokenizer t --out x --bytes 100": "--bytes is of the text that is measured; give --data",
+}
 #: options of `transplant` → what is said of them
 MISUSED = {
     "--method best": "--method 'best' is unknown; choose mean, fvt, ",

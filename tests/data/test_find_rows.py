@@ -197,3 +197,31 @@ def test_a_split_that_nothing_has_is_an_error(tmp_path, pictures):
         with pytest.raises(ValueError, match="has no splits, so split 'test' would choose nothing; leave split out"):
             open_dataset(DatasetConfig(path=str(tmp_path / path), split="test"))
     assert len(open_dataset(DatasetConfig(path=str(tmp_path / "test.csv"), split="test"))) == 1
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_plain_text_is_learnt_in_pieces_of_whole_lines(tmp_path, compression):
+    """A long line is cut between characters, and what was written comes back in order."""
+    lines = ["", *(f"строка {number} " + "слово " * (number % 40) for number in range(60)), "ё" * 2000, " ", "end"]
+    text = "\n".join(lines) + "\n"
+    path = tmp_path / f"text.txt{compression}"
+    path.write_bytes(PACK[compression](text.encode()))
+    pieces = read_answers(path)
+    assert "".join(pieces) == text.removeprefix("\n")
+    assert all(len(piece.encode()) <= 1024 for piece in pieces) and len(pieces) > 5
+    inside = [piece for piece in pieces if not piece.endswith("\n")]
+    assert inside and all(set(piece.splitlines()[-1]) == {"ё"} for piece in inside)
+
+
+def test_text_in_another_encoding_is_one_line_that_names_the_file_and_the_line(tmp_path):
+    for name, data, reason in (
+        ("latin.txt", "fine\n" * 300 + "schön\n", "latin.txt line 205: the text is not UTF-8"),
+        ("wide.txt", "wide\n".encode("utf-16-le"), "wide.txt line 1: the text holds zero bytes"),
+        ("blank.txt", "\n \n", "no usable row"),
+    ):
+        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode("latin-1"))
+        with pytest.raises(ValueError, match=reason) as caught:
+            read_answers(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "windows.txt").write_bytes("\ufeffone\r\ntwo\r\n".encode())
+    assert read_answers(tmp_path / "windows.txt") == ["one\ntwo\n"]

@@ -52,7 +52,7 @@ def test_overlaps_are_summed_up_as_they_are_counted():
     one, other = np.zeros((2, 64, 64), bool)
     one[:8, :8] = other[4:12, :8] = True
     found = summarize_overlap([one, one], [one, other])  # IoU 1 and 32 / 96; areas 64 + 32 of 64 + 96
-    assert found == {"count": 2, "miou": 66.7, "miou_error": 23.6, "ciou": 60.0, "half": 50.0, "other_things": 33.3}
+    assert found == {"count": 2, "miou": 66.7, "miou_error": 46.2, "ciou": 60.0, "half": 50.0, "other_things": 33.3}
     assert summarize_overlap([], []) == {"count": 0}
 
 
@@ -125,6 +125,7 @@ def test_a_model_that_knows_nothing_is_measured(grounded, data):
     assert set(figures) == {"judge", "seen", "combination", "concept", "style"}
     for split in ("seen", "concept"):
         assert figures[split]["mask"]["miou"] < 60 and 0 <= figures[split]["box"]["miou"] < 60
+        assert figures[split]["box"]["through_codes"] > 80 and 0 <= figures[split]["mask"]["through_codes"] < 60
         assert figures[split]["box_named"]["count"] >= 2 and figures[split]["all_at_once"]["both"]["percent"] == 0
 
 

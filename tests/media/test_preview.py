@@ -97,3 +97,11 @@ def test_a_sheet_holds_sounds_of_any_length(samples):
     """Half a window is reflected at each end, which a shorter sound cannot be."""
     sheet = draw_sheet([(torch.rand(1, samples), torch.rand(1, samples + 3)), (torch.rand(1, 700), torch.rand(1, 5))])
     assert sheet.shape[0] == 3 and sheet.isfinite().all()
+
+
+def test_a_sheet_shows_masks_as_pictures():
+    mask = torch.zeros(1, 8, 8)
+    mask[0, 2:5, 1:7] = 1
+    sheet = draw_sheet([(mask, mask * 0.5)], columns=1)
+    found = sheet[:, 2:10, 2:10]
+    assert torch.equal(found, mask.expand(3, -1, -1)) and float(sheet[:, 12:20, 2:10].max()) == 0.5

@@ -134,3 +134,36 @@ def test_token_shards_of_the_same_tokenizers_are_a_dataset(media_folder, picture
     [stored] = shards.sets.values()
     assert len(stored) == num
     assert all((stored[i].ids == documents[i].ids).all() for i in range(num))
+
+
+def test_a_moved_base_learns_from_the_base_that_it_was(tiny_base, tmp_path, capsys):
+    """The commands of docs/text.md: plain text, a teacher with another tokenizer, and the same bytes measured."""
+    from unimodal.cli.app import main
+
+    lines = [f"der alte Kern {number} liest eine Datei" for number in range(400)]
+    (tmp_path / "text.txt").write_text("".join(f"{line}\n" for line in lines))
+
+    def command(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        assert not ended.value.code, capsys.readouterr().err
+
+    command("text", "train", tmp_path / "text.txt", "--kind", "bpe", "--size", 310, "--out", tmp_path / "words")
+    command("text", "transplant", tiny_base, "--tokenizer", tmp_path / "words", "--out", tmp_path / "moved")
+    settings = [
+        f"base={tmp_path}/moved", f"objective.distillation.teacher={tiny_base}", "loop.steps=30", "loop.warmup_steps=2",
+        f"corpus.datasets=[{{path: {tmp_path}/text.txt}}]", f"corpus.codes={tmp_path}/codes", "corpus.length=500",
+        "loop.learning_rate=1e-2", "loop.log_every=1", "loop.plot=false", f"out={tmp_path}/out", f"run={tmp_path}/run",
+    ]  # fmt: skip
+    config = str(ROOT / "recipes" / "configs" / "distil_transplant.yaml")
+    recipe("finetune_full", *settings, flags=[config])
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["teacher_likelihood"] < metrics[0]["teacher_likelihood"]
+    plain = [*settings[:1], *settings[2:], "objective=next_token", f"out={tmp_path}/plain", f"run={tmp_path}/run2"]
+    recipe("finetune_full", *plain, flags=[config])
+    command(
+        "text", "cost", tiny_base, tmp_path / "moved", tmp_path / "plain", "--data", tmp_path / "text.txt", "--json",
+        tmp_path / "cost.json",
+    )  # fmt: skip
+    costs = [cost["bits_per_byte"] for cost in json.loads((tmp_path / "cost.json").read_text()).values()]
+    assert costs[2] < costs[1]

@@ -16,6 +16,7 @@ from unimodal.cli.app import app
 from unimodal.media.image import load_image, save_image
 from unimodal.media.video import save_video
 from unimodal.tokenizers import FAMILIES, load_tokenizer, register
+from unimodal.tokenizers.losses.held_out import measure_overlap
 from unimodal.tokenizers.losses.perturbation import Perturbation
 from unimodal.tokenizers.losses.settings import PerturbationSettings
 
@@ -338,3 +339,30 @@ def run_command(*arguments, fails=None):
     """One command in this process; fails: a part of its message."""
     with pytest.raises(SystemExit if fails is None else ValueError, match=fails or "^0$"):
         app([str(argument) for argument in arguments])
+
+
+def test_masks_are_learnt_by_the_loss_of_their_tokenizer_unless_others_are_asked_for(tmp_path, capsys):
+    """Cross-entropy and Dice; and what is held out is told by its overlap, too."""
+    from unimodal.tokenizers.more_media.masks import save_mask
+
+    for number in range(12):
+        mask = torch.zeros(1, 16, 16)
+        mask[0, number : number + 4, 2:9] = 1
+        save_mask(mask, tmp_path / "masks" / f"{number}.pbm", None)
+    settings = ["system=himtok", "small=true", "sizes=[]", "batch_size=4", "loop.steps=2", "loop.evaluate_every=2"]
+    settings = [f"media={tmp_path}/masks", f"run={tmp_path}/run", f"out={tmp_path}/out", "loop.plot=false", *settings]
+    recipe("train_tokenizer", *settings, flags=["--dry-run"])
+    said = capsys.readouterr().out
+    assert "cross_entropy" in said and "dice" in said and " l2 " not in said
+    recipe("train_tokenizer", *settings, "losses={l2: 1}", flags=["--dry-run"])
+    said = capsys.readouterr().out
+    assert "dice" not in said and " l2 " in said
+    recipe("train_tokenizer", *settings)
+    assert 0 <= json.loads((tmp_path / "out" / "recipe.json").read_text())["held_out"]["iou"] <= 1
+
+
+def test_the_overlap_of_masks_is_that_of_what_is_above_a_half():
+    real, made = torch.zeros(1, 4, 4), torch.full((1, 4, 4), 0.4)
+    assert measure_overlap(real, made) == 1  # both are empty
+    real[0, :2], made[0, 1:3] = 1, 0.6
+    assert measure_overlap(real, made) == 4 / 12

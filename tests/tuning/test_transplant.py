@@ -14,10 +14,11 @@ from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder, find_
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.pipeline import load
+from unimodal.text.corpora import cut_pieces
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.reports.opened import OpenedTokenizer, open_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.tuning.transplant.measure import cut_pieces, measure_text
+from unimodal.tuning.transplant.measure import measure_text
 from unimodal.tuning.transplant.special_tokens import keep_special_tokens, move_post_processor
 from unimodal.tuning.transplant.transplant import open_base, plan_transplant, transplant
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
@@ -203,6 +204,8 @@ def test_bits_are_those_of_the_model_for_each_piece(tmp_path):
     assert found.num_pieces == len(cut_pieces(lines, 158)) > 1
     free = measure_text(base.model, tokenizer, None, lines)
     assert free.bits > 0 and free.tokens == tokens
+    assert found.compare(found) == (0, 0) and free.compare(found)[0] == pytest.approx(free.bits - found.bits)
+    assert found.compare(measure_text(base.model, tokenizer, 1, lines[:1])) is None  # other pieces
     # the base's tokenizer has no row for small letters, and says nothing of them
     assert [measure_text(base.model, tokenizer, 1, [line]).num_spoilt for line in ("127", "127abc")] == [0, 1]
 

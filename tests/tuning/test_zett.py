@@ -9,6 +9,7 @@ import torch
 
 from tests.tiny_bases import make_base
 from tests.tuning.conftest import ENGLISH, GERMAN
+from tools import compare_transplants
 from tools import train_hypernetwork as tool
 from unimodal.tuning.transplant.hypernetwork import (
     MOST_PIECES,
@@ -100,6 +101,9 @@ def test_training_makes_rows_that_the_base_reads_and_leaves_the_base_alone(kind,
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     losses = [float(line.split()[2]) for line in said]
     assert len(losses) == 24 and sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    tool.main([str(folder), str(tmp_path / "text.txt"), "--out", str(tmp_path / "none.safetensors"), *settings,
+               "--seconds", "0"])  # fmt: skip
+    assert "0 steps: 0 s of processor time" in capsys.readouterr().err
     before, base = open_base(str(folder)), open_base(str(folder))
     network = RowHypernetwork.load(tmp_path / "rows.safetensors")
     assert network.num_sides == (1 if tied else 2)
@@ -136,3 +140,25 @@ def test_what_is_wrong_is_one_line(old, tmp_path, capsys):
         err = capsys.readouterr().err.strip()
         assert stopped.value.code == 2 and said in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_network_stands_in_the_table_of_all_methods(old, tmp_path, capsys):
+    """An untrained one that begins at the mean of the pieces is fast vocabulary transfer without copies."""
+    folder = save(tmp_path / "base", old)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(old.data))
+    (tmp_path / "text.txt").write_text("\n".join(ENGLISH[:20]) + "\n")
+    given = [str(folder), "--tokenizer", str(tmp_path / "words"), "--data", str(tmp_path / "text.txt")]
+    with pytest.raises(SystemExit) as stopped:
+        compare_transplants.main([*given, "--methods", "zett"])
+    assert stopped.value.code == 2 and "method 'zett' needs --hypernetwork" in capsys.readouterr().err
+    base = open_base(str(folder))
+    rows = stack_tables(base.tables, base.old.text.size)
+    network = RowHypernetwork(rows.shape[2], 1, HypernetworkSettings(num_heads=4, num_layers=1, mean_start=True))
+    network.fit_scales(rows)
+    network.save(tmp_path / "rows.safetensors")
+    compare_transplants.main([*given, "--methods", "zett", "--hypernetwork", str(tmp_path / "rows.safetensors")])
+    before, after = (line.split("|") for line in capsys.readouterr().out.splitlines()[2:])
+    assert after[1].strip() == "`zett`" and int(after[3].replace(",", "")) == base.old.text.size  # all made
+    bits = [float(row[6].split()[0]) for row in (before, after)]
+    assert after[5] == before[5] and bits[1] == pytest.approx(bits[0], abs=0.02)  # but for the base's padded rows

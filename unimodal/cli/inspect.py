@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,8 @@ REPORTS: dict[str, tuple[str, ...]] = {
     "hidden": (),
     "codes": ("--file",),
 }
+#: settings that are shares or thresholds; the others are whole numbers
+FRACTIONS = ("recurring", "replaced", "above", "below", "share")
 #: report → the settings of its own that `--set` changes
 SETTINGS: dict[str, tuple[str, ...]] = {
     "media": ("layer", "recurring"),
@@ -72,9 +75,9 @@ def inspect(
     changes = read_settings(report, settings or [])
     if tokens < 1:
         raise ValueError(f"--tokens {tokens}: give one or more")
-    for path in (json, plot):
+    for option, path in (("--json", json), ("--plot", plot)):
         if path is not None:
-            check_folder(path)
+            check_folder(path, option)
     kinds = [(path, check_file(path)) for path in files or []]
     from unimodal.evaluation.inspection import make_report
     from unimodal.evaluation.inspection.opened import open_model
@@ -115,7 +118,10 @@ def read_settings(report: str, given: list[str]) -> dict[str, float | int]:
         if not separator or name not in known:
             raise ValueError(f"--set {each}: {report} has {', '.join(known) or 'no settings'}; give NAME=NUMBER")
         try:
-            found[name] = int(value) if value.lstrip("-").isdigit() else float(value)
+            found[name] = float(value) if name in FRACTIONS else int(value)
         except ValueError:
-            raise ValueError(f"--set {each}: {value!r} is no number") from None
+            kind = "number" if name in FRACTIONS else "whole number"
+            raise ValueError(f"--set {each}: {value!r} is no {kind}") from None
+        if not math.isfinite(found[name]):
+            raise ValueError(f"--set {each}: {value!r} is no number to count with")
     return found

@@ -221,11 +221,11 @@ def check_out(path: Path, modality: str) -> None:
     check_folder(path)
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, option: str = "--out") -> None:
     """Raises ValueError for a file to write that is a folder, or whose folder is missing or cannot be written."""
     if path.is_dir():
-        raise ValueError(f"--out {path} is a folder; name a file")
+        raise ValueError(f"{option} {path} is a folder; name a file")
     if not path.parent.is_dir():
-        raise ValueError(f"--out {path}: there is no folder {path.parent}; create it first")
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--out {path}: the folder {path.parent} may not be written; save elsewhere")
+        raise ValueError(f"{option} {path}: the folder {path.parent} may not be written; save elsewhere")

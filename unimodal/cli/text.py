@@ -1,4 +1,4 @@
-"""`unimodal text train`, `report`, `compare`, `transplant`: text tokenizers, measured and put under a model."""
+"""`unimodal text`: tokenizers trained, measured and put under a model."""
 
 from __future__ import annotations
 
@@ -72,6 +72,9 @@ Parallel = Annotated[
 Segments = Annotated[
     Path | None,
     typer.Option("--segments", metavar="FILE", help="Words and their morphemes: a word, a tab, parts with spaces."),
+]
+Bytes = Annotated[
+    int | None, typer.Option("--bytes", metavar="N", help="Measure whole lines from the start, at most so many bytes.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers, too.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the tables, too.")]
@@ -237,10 +240,14 @@ def transplant_tokenizer(
             "--copy-shared/--no-copy-shared", help="Keep the rows of tokens that both have; else as published."
         ),
     ] = None,
+    most_bytes: Bytes = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of rows that a method leaves to chance.")] = 0,
 ) -> None:
     """Give a model another text tokenizer: its text rows are made anew, its media rows stay."""
     check_choice("--method", method, tuple(TRANSPLANTS))
+    _check_bytes(most_bytes)
+    if most_bytes is not None and not data:
+        raise ValueError("--bytes is of the text that is measured; give --data")
     more = {
         "--parallel": parallel, "--donor": donor, "--embedder": embedder, "--vectors": vectors,
         "--dictionary": dictionary, "--hypernetwork": hypernetwork, "--atoms": atoms,
@@ -252,7 +259,7 @@ def transplant_tokenizer(
         if given and len(given) != 2:
             raise ValueError(f"{option} takes two files, the base's language first; {len(given)} are given")
     from unimodal.export.new_folder import check_target
-    from unimodal.text.corpora import read_lines, read_parallel
+    from unimodal.text.corpora import read_lines, read_parallel, take_bytes
     from unimodal.text.reports.opened import open_tokenizer
     from unimodal.tuning.transplant import transplant as moving
     from unimodal.tuning.transplant.hypernetwork import RowHypernetwork, stack_tables
@@ -262,7 +269,7 @@ def transplant_tokenizer(
     check_target(out, replace=False)
     with Reporter() as report:
         report("reading")
-        lines = read_lines(data) if data else []
+        lines = take_bytes(read_lines(data), most_bytes) if data else []
         both = read_parallel(parallel) if parallel else None
         new = open_tokenizer(tokenizer)
         read = [read_vectors(path) for path in vectors or ()]
@@ -285,15 +292,56 @@ def transplant_tokenizer(
         saved = 1 - made.after.tokens / made.before.tokens
         print(f"tokens: {made.before.tokens:,} → {made.after.tokens:,} ({saved:+.1%} saved)")
         for name, cost in (("before", made.before), ("after", made.after)):
-            lost = f"; {cost.num_spoilt} of {cost.num_pieces} pieces lose letters" if cost.num_spoilt else ""
-            print(f"bits a byte {name}: {cost.bits:.3f} ± {cost.interval:.3f}{lost}")
+            print(f"bits a byte {name}: {cost.format()}")
+
+
+@text.command("cost", cls=ManyCommand)
+def measure_cost(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Stock models or ours: folders or hub ids.")],
+    data: Annotated[list[Path], typer.Option("--data", metavar="FILE…", help="UTF-8 text, plain or gzipped.")],
+    most_bytes: Bytes = None,
+    json: Json = None,
+) -> None:
+    """Measure what a text costs models, whatever their tokenizers: its tokens, and bits a byte with 95% intervals."""
+    _check_bytes(most_bytes)
+    _check_outputs(None, json)
+    from unimodal.text.corpora import read_lines, take_bytes
+    from unimodal.text.reports.layout import format_rows
+    from unimodal.tuning.transplant.measure import TextCost, measure_text
+    from unimodal.tuning.transplant.transplant import open_base
+
+    found: dict[str, dict[str, object]] = {}
+    rows: list[list[str]] = [["", "text rows", "tokens", "bits a byte", "more than the first"]]
+    first: TextCost | None = None
+    with Reporter() as report:
+        lines = take_bytes(read_lines(data), most_bytes)
+        for name in models:
+            report(f"reading {name}")
+            opened = open_base(name)
+            report(f"measuring {name}")
+            cost = measure_text(opened.model, opened.old, opened.find_start(opened.vocabulary), lines)
+            more = None if first is None else cost.compare(first)
+            first = first or cost
+            found[name] = cost.describe() | {"text_rows": opened.num_text_rows, "more_than_first": more}
+            said = "" if more is None else f"{more[0]:+.3f} ± {more[1]:.3f}"
+            rows.append([name, f"{opened.num_text_rows:,}", f"{cost.tokens:,}", cost.format(), said])
+    if json is not None:
+        from unimodal.files import write_json
+
+        write_json(json, found)
+    print(format_rows(rows))
+
+
+def _check_bytes(most_bytes: int | None) -> None:
+    if most_bytes is not None and most_bytes < 1:
+        raise ValueError(f"--bytes {most_bytes}: give one or more")
 
 
 def _check_outputs(html: Path | None, json: Path | None) -> None:
     """Raises ValueError, before anything is computed, for files that cannot be written."""
-    for path in (html, json):
+    for option, path in (("--html", html), ("--json", json)):
         if path is not None:
-            check_folder(path)
+            check_folder(path, option)
 
 
 def _write(title: str, made: dict[str, dict[str, object]], html: Path | None, json: Path | None) -> None:

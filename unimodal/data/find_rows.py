@@ -18,9 +18,11 @@ from unimodal.data.csv_rows import CsvRows
 from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.rows import JoinedRows, JsonlRows, JsonRows, Rows
+from unimodal.data.text_rows import TextRows
 from unimodal.files import is_hub_id, quote_path
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
+TEXT_SUFFIX = ".txt"  # of a file that is named; in a folder, texts stand beside media
 DEFAULT_SPLIT = "train"
 _SPLITS = ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval", "evaluation")
 
@@ -131,12 +133,15 @@ def _join(paths: Sequence[Path]) -> Rows:
 
 def _read_file(path: Path) -> Rows:
     suffix = find_suffix(path)
-    if suffix not in ROW_SUFFIXES:
+    if suffix not in (*ROW_SUFFIXES, TEXT_SUFFIX):
+        known = ", ".join((*ROW_SUFFIXES, TEXT_SUFFIX))
         raise ValueError(
-            f"{quote_path(path)}: a dataset is a file of {', '.join(ROW_SUFFIXES)}, also with .gz, .bz2 or .xz; "
+            f"{quote_path(path)}: a dataset is a file of {known}, also with .gz, .bz2 or .xz; "
             "convert it to one of these"
         )
     content = unpack(path)
+    if suffix == TEXT_SUFFIX:
+        return TextRows(content, path)
     if suffix == ".json":
         return JsonRows(content, path) if JsonRows.can_read(content) else JsonlRows(content, path)
     if suffix in (".csv", ".tsv"):

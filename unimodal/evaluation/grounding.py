@@ -1,9 +1,11 @@
 """Masks and boxes of scenes: what lies under one, and where the thing is that words single out.
 
     mask_named, box_named   the share of regions whose name is in the answer, in per cent with Wilson's 95% interval
-    mask, box               intersection over union of the answer and what was drawn: the mean over questions (miou),
-                            summed areas (ciou), the share of at least a half; `other_things` is the miou of the mask or
-                            box that was wanted for another question, which is what shape and size alone give
+    mask, box               intersection over union of the answer and what was drawn: the mean over questions (miou,
+                            half of its 95% interval is miou_error), summed areas (ciou), the share of at least a half;
+                            `other_things` is the miou of the mask or box that was wanted for another question, which is
+                            what shape and size alone give, `through_codes` that of what was wanted and its own codes,
+                            which no answer can do much better than
     all_at_once             the things that are both named and marked (IoU of at least a half) in the one answer
 
 For scenes of what was trained on (`seen`), put together anew (`combination`), of concepts that were never seen
@@ -97,11 +99,14 @@ def measure_places(
     """How far what the model marks and what was wanted overlap, one question for each region with words."""
     task = refer_to_mask if medium == "mask" else refer_to_box
     wanted: list[np.ndarray] = []
+    codes: list[np.ndarray] = []
     asked: list[Document] = []
+    own = scenes.masks if medium == "mask" else scenes.boxes
     for item in range(len(scenes)):
         for exchange in task(scenes, item):
             mask = scenes.regions[item][exchange.region]
             wanted.append(mask if medium == "mask" else find_box(mask))
+            codes.append(own[item][exchange.region])
             asked.append(_ask(scenes, item, exchange))
     seeds = range(seed, seed + len(asked))
 
@@ -110,7 +115,12 @@ def measure_places(
 
     answers = model.answers(asked, to=medium, seeds=seeds, on_progress=tell)
     found = [_read_answer(next(output for output in answer if output.modality == medium)) for answer in answers]
-    return summarize_overlap(found, wanted)
+    figures = summarize_overlap(found, wanted)
+    if codes:
+        coded = [_read_medium(medium, one) for one in model.coder.decode(medium, codes)]
+        each = [compute_iou(one, other) for one, other in zip(coded, wanted, strict=True)]
+        figures["through_codes"] = round(100 * float(np.mean(each)), 1)
+    return figures
 
 
 def summarize_overlap(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, float]:
@@ -123,7 +133,7 @@ def summarize_overlap(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray])
     return {
         "count": len(wanted),
         "miou": round(100 * float(np.mean(each)), 1),
-        "miou_error": round(100 * float(np.std(each) / np.sqrt(len(each))), 1),
+        "miou_error": round(196 * float(np.std(each) / np.sqrt(len(each))), 1),
         "ciou": round(100 * float(areas[0] / max(areas[1], 1e-12)), 1),
         "half": round(100 * float(np.mean([iou >= HALF for iou in each])), 1),
         "other_things": round(
@@ -189,7 +199,12 @@ def _read_answer(output: Output) -> np.ndarray:
     """What a model marked: a mask bool [64, 64], or a box float [4]."""
     media: Tensor | None = output.media
     assert media is not None
-    if output.modality == "box":
+    return _read_medium(output.modality, media)
+
+
+def _read_medium(modality: str, media: Tensor) -> np.ndarray:
+    """A mask [1, H, W] as bool [64, 64], or a box as float [4]."""
+    if modality == "box":
         return media.flatten().numpy()
     if media.shape[-1] != SIDE:
         media = interpolate(media[None].float(), size=(SIDE, SIDE), mode="bilinear")[0]

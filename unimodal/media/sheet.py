@@ -16,10 +16,10 @@ MOST_FRAMES = 8  # of a clip
 
 
 def draw_medium(item: Tensor) -> Tensor:
-    """A picture [3, H, W], the frames of a clip [T, 3, H, W] beside each other, or the spectrogram of a sound [T], as
-    float [3, h, w] in [0, 1]."""
-    if item.dim() == 3 and item.shape[0] == 3:
-        return item.clamp(0, 1)
+    """A picture [3, H, W] or mask [1, H, W], the frames of a clip [T, 3, H, W] beside each other, or the spectrogram of
+    a sound [T] or [1, T], as float [3, h, w] in [0, 1]."""
+    if item.dim() == 3 and item.shape[0] in (1, 3):
+        return item.clamp(0, 1).expand(3, -1, -1)
     if item.dim() == 4:
         chosen = torch.linspace(0, len(item) - 1, min(len(item), MOST_FRAMES)).round().long()
         return torch.cat(list(item[chosen].clamp(0, 1)), dim=2)

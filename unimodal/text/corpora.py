@@ -10,6 +10,7 @@ from pathlib import Path
 
 from unimodal.files import describe_error, quote_path
 
+PIECE_BYTES = 1024  # of a text that is learnt or measured
 _GZIP = b"\x1f\x8b"
 
 
@@ -63,6 +64,38 @@ def read_parallel(paths: Sequence[str | Path]) -> list[list[str]]:
         if not any(line.strip() for line in lines):
             raise ValueError(f"there is no text in {quote_path(path)}")
     return found
+
+
+def take_bytes(lines: Sequence[str], most_bytes: int | None) -> list[str]:
+    """The first lines of a text, at most so many bytes of them, but at least one; None: all."""
+    kept: list[str] = []
+    size = 0
+    for line in lines:
+        size += len(line.encode("utf-8", "surrogatepass")) + 1
+        if most_bytes is not None and size > most_bytes and kept:
+            break
+        kept.append(line)
+    return kept
+
+
+def cut_pieces(lines: Sequence[str], most_bytes: int = PIECE_BYTES) -> list[str]:
+    """Lines put together to pieces of at most so many bytes; a longer line is cut between its characters."""
+    pieces: list[str] = []
+    for line in lines:
+        parts, size = [""], 0
+        for letter in f"{line}\n":
+            length = len(letter.encode("utf-8", "surrogatepass"))
+            if size + length > most_bytes:
+                parts.append("")
+                size = 0
+            parts[-1] += letter
+            size += length
+        for part in parts:
+            if pieces and len((pieces[-1] + part).encode("utf-8", "surrogatepass")) <= most_bytes:
+                pieces[-1] += part
+            else:
+                pieces.append(part)
+    return pieces
 
 
 def hash_lines(lines: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from PIL import Image as Pillow
 
 from tests.tiny_model import tiny_model
 from unimodal.evaluation.inspection import make_report, media
+from unimodal.evaluation.inspection.forward import ForwardChange, list_hidden
 from unimodal.evaluation.inspection.media_maps import map_scores, measure_influence
 from unimodal.evaluation.inspection.opened import OpenedModel
 from unimodal.evaluation.inspection.report import InspectionInput
@@ -82,11 +83,21 @@ def test_planted_dead_codes_are_found_and_hiding_is_measured(opened, pictures):
     assert len(figure.axes) == 4, "three media, and their depths"
 
 
-def test_hiding_nothing_changes_nothing_and_hiding_all_does(opened, pictures):
+def test_hiding_nothing_changes_nothing_and_hiding_all_does(opened, pictures, monkeypatch):
+    """And each choice of tokens is read once."""
     read = opened.read_prompt("what is this?", pictures[:1], "a face")
     assert len(read.spans[0].at) == 64 and read.labels[read.spans[0].at[0]].startswith("<|")
-    assert media.measure_hidden(opened, read, []) == 0.0
-    assert abs(media.measure_hidden(opened, read, read.spans[0].at.tolist())) > 1e-4
+    every = read.spans[0].at.tolist()
+    change = ForwardChange(hidden=list_hidden(len(read), range(len(read)), every))
+    gained = (opened.measure_losses(read.ids, change) - opened.measure_losses(read.ids))[read.answer - 1 :].mean()
+    asked = []
+    measure = type(opened).measure_losses
+    monkeypatch.setattr(type(opened), "measure_losses", lambda *given: asked.append(given) or measure(*given))
+    meter = media.HidingMeter(opened, read)
+    assert meter.measure([]) == 0.0 and not asked
+    assert meter.measure(every) == meter.measure(every[::-1]) == pytest.approx(float(gained), abs=1e-6)
+    assert abs(gained) > 1e-4
+    assert len(asked) == 2
 
 
 def test_scores_over_a_picture_keep_their_sum_and_lie_where_the_code_shows(opened, pictures):

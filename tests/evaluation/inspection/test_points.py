@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 from tests.tiny_bases import BASES
 from tests.tiny_model import tiny_model
-from unimodal.evaluation.inspection import make_report, points
+from unimodal.evaluation.inspection import make_report, media_maps, points
 from unimodal.evaluation.inspection.forward import watch
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.points import PointSettings, compare_states, find_points, measure_separation
@@ -139,6 +139,18 @@ def test_the_report_of_a_model_without_masks_looks_from_where_it_answers(opened,
     figure = Figure()
     report.draw(figure)
     assert [axes.get_title() for axes in figure.axes] == ["picture", "similarity, last layer"]
+
+
+@pytest.mark.parametrize("report", ["points", "attribution"])
+def test_where_codes_show_is_found_once_for_all_layers_and_methods(opened, picture, monkeypatch, report):
+    """A code without a place is one decoded picture, which took most of the time of a report."""
+    asked = []
+    measure = media_maps.measure_influence
+    monkeypatch.setattr(media_maps, "measure_influence", lambda *args: asked.append(args) or measure(*args))
+    settings = {"points": 7} if report == "points" else {"most_steps": 4}
+    given = InspectionInput(prompt="What is this?", files=[picture], answer="a cat", settings=settings)
+    make_report(report, opened, given)
+    assert len(asked) == 1
 
 
 def test_the_asking_token_is_that_of_the_mask():

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from unimodal.evaluation.inspection.forward import read_last, watch
-from unimodal.evaluation.inspection.media_maps import MediaMap, draw_map, map_scores
+from unimodal.evaluation.inspection.media_maps import MediaMap, draw_map, find_places
 from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.reagent import ReagentSettings, draw_rows, list_proposals, score_by_replacing
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
@@ -122,8 +122,12 @@ def report_attribution(opened: OpenedModel, given: InspectionInput, tell: Tell) 
         **({"shares of media": _describe_spans(read, shares)} if read.spans else {}),
         "log-likelihood lost a token": _check_methods(opened, read, scores, proposals, given.seed, checks),
     }
+    places = [find_places(opened, span, given.seed) for span in read.spans]
     maps = {
-        name: [map_scores(opened, span, values[torch.from_numpy(span.at)].numpy(), given.seed) for span in read.spans]
+        name: [
+            None if found is None else found.map(values[torch.from_numpy(span.at)].numpy())
+            for span, found in zip(read.spans, places, strict=True)
+        ]
         for name, values in shares.items()
         if name in ("reagent", "integrated", "attention")
     }

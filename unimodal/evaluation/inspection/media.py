@@ -54,11 +54,13 @@ class MediumMeasures:
 
 def find_nearest(embedded: Tensor, words: Tensor, count: int = NEAREST) -> tuple[Tensor, Tensor]:
     """embedded [M, D], words [V, D] → the nearest words by cosine: int64 [M, count], and their cosines."""
-    sides = (
-        torch.nn.functional.normalize(embedded.float(), dim=-1),
-        torch.nn.functional.normalize(words.float(), dim=-1),
-    )
-    best = (sides[0] @ sides[1].T).topk(min(count, len(words)), dim=-1)
+    return _find_by_direction(embedded, torch.nn.functional.normalize(words.float(), dim=-1), count)
+
+
+def _find_by_direction(embedded: Tensor, directions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`find_nearest` for words that have length 1 already."""
+    cosines = torch.nn.functional.normalize(embedded.float(), dim=-1) @ directions.T
+    best = cosines.max(-1, keepdim=True) if count == 1 else cosines.topk(min(count, len(directions)), dim=-1)
     return best.indices, best.values
 
 
@@ -103,11 +105,13 @@ def report_media(opened: OpenedModel, given: InspectionInput, tell: Tell) -> Ins
     layer, share = int(given.settings.get("layer", 0)), float(given.settings.get("recurring", RECURRING))
     measures: list[MediumMeasures] = []
     words = opened.decoder.get_input_embeddings()(opened.text_ids.to(opened.device)).detach()
+    directions = torch.nn.functional.normalize(words.float(), dim=-1)
     for file in given.files:
         tell(f"reading {file.name}")
         read = opened.read_prompt(given.prompt, [file], given.answer, given.to)
         with torch.inference_mode():
-            measures.append(_measure(opened, file.name, read, watch(opened.decoder, read.ids[None]), words, layer))
+            seen = watch(opened.decoder, read.ids[None])
+            measures.append(_measure(opened, file.name, read, seen, directions, layer))
     sinks, dead = find_recurring(measures, share)
     tell("hiding tokens")
     found = [classify(one.nearest, sinks, dead) for one in measures]
@@ -137,8 +141,9 @@ def report_media(opened: OpenedModel, given: InspectionInput, tell: Tell) -> Ins
 
 
 def _measure(
-    opened: OpenedModel, name: str, read: ReadSequence, seen: WatchedForward, words: Tensor, layer: int
+    opened: OpenedModel, name: str, read: ReadSequence, seen: WatchedForward, directions: Tensor, layer: int
 ) -> MediumMeasures:
+    """directions: of words, [V, D], each of length 1."""
     span = read.spans[0]
     if not 0 <= layer < len(seen.states):
         raise ValueError(f"layer {layer} is not there; {opened.name} has 0 to {len(seen.states) - 1}")
@@ -151,25 +156,47 @@ def _measure(
         weights[:, :, behind:, at].mean((0, 1, 2)) if behind < len(read) else weights[:, :, :, at].mean((0, 1, 2))
     )
     depths = [tables, *(state[0, at] for state in seen.states[1:])]
-    lens = torch.stack([find_nearest(state, words, 1)[1][:, 0] for state in depths])
+    lens = torch.stack([_find_by_direction(state, directions, 1)[1][:, 0] for state in depths])
     return MediumMeasures(
-        name, read, span, embedded.float(), find_nearest(embedded, words)[0].cpu(), received.cpu(), lens
+        name,
+        read,
+        span,
+        embedded.float(),
+        _find_by_direction(embedded, directions, NEAREST)[0].cpu(),
+        received.cpu(),
+        lens,
     )
 
 
-def measure_hidden(opened: OpenedModel, read: ReadSequence, hidden: Sequence[int]) -> float:
-    """What the answer's loss a token gains, in nats, if nothing behind them sees these positions."""
-    if not hidden or read.answer >= len(read):
-        return 0.0
-    change = ForwardChange(hidden=list_hidden(len(read), range(len(read)), hidden))
-    plain, changed = opened.measure_losses(read.ids), opened.measure_losses(read.ids, change)
-    return float((changed - plain)[read.answer - 1 :].mean())
+class HidingMeter:
+    """What the answer's loss a token gains, in nats, if nothing behind them sees some positions.
+
+    The whole sequence is read once, and each choice of positions once.
+    """
+
+    def __init__(self, opened: OpenedModel, read: ReadSequence) -> None:
+        self.opened, self.read = opened, read
+        self._plain: Tensor | None = None
+        self._found: dict[frozenset[int], float] = {}
+
+    def measure(self, hidden: Sequence[int]) -> float:
+        chosen = frozenset(hidden)
+        if not chosen or self.read.answer >= len(self.read):
+            return 0.0
+        if self._plain is None:
+            self._plain = self.opened.measure_losses(self.read.ids)
+        if chosen not in self._found:
+            change = ForwardChange(hidden=list_hidden(len(self.read), range(len(self.read)), sorted(chosen)))
+            changed = self.opened.measure_losses(self.read.ids, change)
+            self._found[chosen] = float((changed - self._plain)[self.read.answer - 1 :].mean())
+        return self._found[chosen]
 
 
 def _describe_kinds(
     opened: OpenedModel, measures: Sequence[MediumMeasures], found: Sequence[np.ndarray], seed: int
 ) -> Section:
     generator = np.random.default_rng(seed)
+    meters = [HidingMeter(opened, one.read) for one in measures]
     total = sum(len(kinds) for kinds in found)
     table: Section = {}
     for number, kind in enumerate(KINDS):
@@ -179,12 +206,12 @@ def _describe_kinds(
             continue
         chosen = [torch.from_numpy(kinds == number) for kinds in found]
         gains, controls = [], []
-        for one, kinds in zip(measures, found, strict=True):
+        for one, kinds, meter in zip(measures, found, meters, strict=True):
             own = one.span.at[kinds == number].tolist()
             alive = one.span.at[kinds == 0]
-            gains.append(measure_hidden(opened, one.read, own))
+            gains.append(meter.measure(own))
             control = generator.choice(alive, min(len(own), len(alive)), replace=False) if len(alive) else alive
-            controls.append(measure_hidden(opened, one.read, sorted(control.tolist())))
+            controls.append(meter.measure(control.tolist()))
         received = torch.cat([one.received[mask] for one, mask in zip(measures, chosen, strict=True)])
         table[kind] = {
             "tokens": sum(counts),

@@ -36,10 +36,39 @@ class MediaMap:
     heat: np.ndarray
 
 
-def map_scores(
-    opened: OpenedModel, span: MediaSpan, scores: np.ndarray, seed: int = 0, most_decoded: int | None = None
-) -> MediaMap | None:
-    """The scores [M] of a span's codes over its medium; their sum is kept.
+@dataclass(frozen=True, eq=False)
+class CodePlaces:
+    """Where the codes of a span lie in its medium, found once for any scores.
+
+    runs: (first step, step behind the last, grid) of codes that lie where they are; of a sound one run over its time.
+    loose, influence: code steps without a place, and where each shows, [steps, T, H, W].
+    """
+
+    modality: str
+    medium: Tensor
+    num_steps: int
+    size: tuple[int, int, int]
+    runs: list[tuple[int, int, tuple[int, int, int]]]
+    loose: list[int]
+    influence: np.ndarray | None
+
+    def map(self, scores: np.ndarray) -> MediaMap:
+        """Scores of the codes [M] over the medium; their sum is kept."""
+        steps = scores.reshape(self.num_steps, -1).sum(1)  # [N]
+        heat = np.zeros(self.size)
+        for start, stop, grid in self.runs:
+            heat += _stretch(steps[start:stop].reshape(grid), self.size)
+        if self.influence is not None:
+            heat += np.tensordot(steps[self.loose], self.influence, 1)
+        if self.modality == "audio":
+            return MediaMap("audio", self.medium, heat[:, 0, 0])
+        return MediaMap(self.modality, self.medium, heat[0] if self.medium.dim() == 3 else heat)
+
+
+def find_places(
+    opened: OpenedModel, span: MediaSpan, seed: int = 0, most_decoded: int | None = None
+) -> CodePlaces | None:
+    """Where the codes of a span lie in its medium.
 
     most_decoded: codes without a place of their own, at most, for each of which a medium is decoded. None where codes
     have no place: media read through features, codes in a pattern, tokenizers that cannot decode, and more such codes.
@@ -48,34 +77,45 @@ def map_scores(
     if model is None or span.part.codes is None:
         return None
     codes = span.part.require_codes()
-    if codes.size != len(scores) or model.vocabulary.get_layout(span.modality).pattern is not None:
+    if codes.size != len(span.at) or model.vocabulary.get_layout(span.modality).pattern is not None:
         return None
-    steps = scores.reshape(len(codes), -1).sum(1)  # [N]
     medium = span.tensor if span.tensor is not None else _decode(model, span)
     if medium is None:
         return None
+    count = len(codes)
     if span.modality == "audio":
-        return MediaMap("audio", medium, _stretch(steps[:, None, None], (len(medium), 1, 1))[:, 0, 0])
+        runs = [(0, count, (count, 1, 1))]
+        return CodePlaces("audio", medium, count, (len(medium), 1, 1), runs, [], None)
+    if medium.dim() < 3:  # four numbers of a box
+        return None
     frames = medium if medium.dim() == 4 else medium[None]
     size = (frames.shape[0], frames.shape[2], frames.shape[3])
-    heat = np.zeros(size)
+    placed: list[tuple[int, int, tuple[int, int, int]]] = []
     loose: list[int] = []
     for run in list_runs(
-        model, span.modality, len(codes), _find_grid(model, span, medium), _find_order(model, span, medium)
+        model, span.modality, count, _find_grid(model, span, medium), _find_order(model, span, medium)
     ):
         stop = run["start"] + run["count"]
         if run["grid"] is None:
             loose += range(run["start"], stop)
         else:
-            heat += _stretch(steps[run["start"] : stop].reshape(run["grid"]), size)
+            t, h, w = run["grid"]
+            placed.append((run["start"], stop, (t, h, w)))
     if most_decoded is not None and len(loose) > most_decoded:
         return None
-    if loose:
-        influence = measure_influence(model, span, loose, seed)
-        if influence is None or influence.shape[1:] != size:  # it decodes to another size than it reads
-            return None
-        heat += np.tensordot(steps[loose], influence.reshape(len(loose), *size), 1)
-    return MediaMap(span.modality, medium, heat[0] if medium.dim() == 3 else heat)
+    influence = measure_influence(model, span, loose, seed) if loose else None
+    if loose and (influence is None or influence.shape[1:] != size):  # it decodes to another size than it reads
+        return None
+    shown = None if influence is None else influence.reshape(len(loose), *size)
+    return CodePlaces(span.modality, medium, count, size, placed, loose, shown)
+
+
+def map_scores(
+    opened: OpenedModel, span: MediaSpan, scores: np.ndarray, seed: int = 0, most_decoded: int | None = None
+) -> MediaMap | None:
+    """The scores [M] of a span's codes over its medium, as `find_places` finds them; None where they have no place."""
+    places = find_places(opened, span, seed, most_decoded) if len(scores) == len(span.at) else None
+    return None if places is None else places.map(scores)
 
 
 def measure_influence(model: Unimodal, span: MediaSpan, steps: list[int], seed: int = 0) -> np.ndarray | None:

@@ -167,6 +167,8 @@ class OpenedModel:
             ids = ids[: -1 if len(ids) > 1 else None]  # the end of the turn tells nothing
         else:
             ids = [*self.start, *self.text.encode(text)]
+        if not ids:
+            raise ValueError(f"the tokenizer of {self.name} has no token for this text; give other words")
         first = next((at for at, row in enumerate(ids) if self._is_word(row)), 0)
         most = min(num_tokens or len(ids), self.max_positions)
         return self._make_sequence(ids[:most], first=first)
@@ -195,7 +197,11 @@ class OpenedModel:
         if prompt is None:
             raise ValueError("give a prompt")
         ids = [*self.start, *self.text.encode(prompt)]
+        if not ids:
+            raise ValueError(f"the tokenizer of {self.name} has no token for {prompt!r}; give other words")
         given = self.text.encode(answer) if answer is not None else self.write_greedily(ids, ANSWER_TOKENS)
+        if answer is not None and not given:
+            raise ValueError(f"the tokenizer of {self.name} has no token for the answer {answer!r}; give other words")
         self._check_length(len(ids) + len(given))
         return self._make_sequence([*ids, *given], answer=len(ids), first=len(self.start))
 

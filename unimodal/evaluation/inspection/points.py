@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
 from unimodal.evaluation.inspection.forward import watch
-from unimodal.evaluation.inspection.media_maps import MediaMap, draw_map, map_scores
-from unimodal.evaluation.inspection.opened import MediaSpan, OpenedModel, ReadSequence
+from unimodal.evaluation.inspection.media_maps import CodePlaces, MediaMap, draw_map, find_places
+from unimodal.evaluation.inspection.opened import OpenedModel, ReadSequence
 from unimodal.evaluation.inspection.report import InspectionInput, InspectionReport, Tell
 from unimodal.text.reports.report import Section
 
@@ -129,9 +129,10 @@ def report_points(opened: OpenedModel, given: InspectionInput, tell: Tell) -> In
     with torch.inference_mode():
         states = [state[0] for state in watch(opened.decoder, read.ids[None], attention=False).states]
     cosine = bool(given.settings.get("cosine", 0))
-    maps = [
-        _map_means(opened, picture, compare_states(state, query, picture.at, cosine), given.seed) for state in states
-    ]
+    places = find_places(opened, picture, given.seed)
+    if places is None:
+        raise ValueError(f"the codes of {opened.name}'s pictures have no place in them, so nothing can be shown there")
+    maps = [_map_means(places, compare_states(state, query, picture.at, cosine)) for state in states]
     last = maps[-1]
     size = (last.medium.shape[-2], last.medium.shape[-1])
     side = max(1, int(len(picture.at) ** 0.5))
@@ -182,14 +183,12 @@ def _sort(values: Tensor, chosen: Tensor, descending: bool) -> Tensor:
     return numbers[values[numbers].argsort(descending=descending, stable=True)]
 
 
-def _map_means(opened: OpenedModel, span: MediaSpan, scores: Tensor, seed: int) -> MediaMap:
+def _map_means(places: CodePlaces, scores: Tensor) -> MediaMap:
     """The mean score of the codes that show at each place; where next to none does, it is near the mean of all."""
-    found = map_scores(opened, span, scores.cpu().numpy(), seed)
-    evenly = map_scores(opened, span, np.ones(len(scores), np.float32), seed)
-    if found is None or evenly is None:
-        raise ValueError(f"the codes of {opened.name}'s pictures have no place in them, so nothing can be shown there")
-    weight = FAINT * float(evenly.heat.mean())  # of the mean of all codes at every place
-    means = (found.heat + weight * float(scores.mean())) / (evenly.heat + weight)
+    found = places.map(scores.cpu().numpy())
+    evenly = places.map(np.ones(len(scores), np.float32)).heat
+    weight = FAINT * float(evenly.mean())  # of the mean of all codes at every place
+    means = (found.heat + weight * float(scores.mean())) / (evenly + weight)
     return MediaMap(found.modality, found.medium, means)
 
 

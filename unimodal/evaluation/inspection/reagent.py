@@ -37,6 +37,14 @@ class ReagentSettings:
     least_steps: int = 4
     most_steps: int = 16
 
+    def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("kept", "among", "draws", "least_steps", "most_steps")}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} {count}: give one or more")
+        if not 0 < self.replaced <= 1:
+            raise ValueError(f"replaced {self.replaced:g}: give a share, more than 0, up to 1")
+
 
 @dataclass(frozen=True, eq=False)
 class ReagentScores:

@@ -65,13 +65,17 @@ def measure_tokenizer(
     conditions: ConditionMaker,
     sheet: Path | None = None,
 ) -> dict[str, float]:
-    """Mean squared error and PSNR of what is decoded, and of each codebook the share of its values that is used and the
-    perplexity. sheet: where a picture of the first of them is saved."""
+    """Mean squared error and PSNR of what is decoded (of masks also the mean overlap with the real ones, `iou`), and of
+    each codebook the share of its values that is used and the perplexity. sheet: where a picture of the first of them
+    is saved."""
     usage = CodebookUsage(tokenizer) if isinstance(tokenizer, MediaTokenizer) else None
     errors: list[Tensor] = []
+    overlaps: list[float] = []
     drawn: list[tuple[Tensor, Tensor]] = []
     for real, made in decode_batches(tokenizer, batches, conditions, usage):
         errors.append((made - real[:, : made.shape[1]]).square().mean())
+        if tokenizer.modality == "mask":
+            overlaps.append(measure_overlap(real, made))
         if len(drawn) < MOST_DRAWN and sheet is not None:
             drawn.append((_swap_frames(real), _swap_frames(made)))
     report: dict[str, float] = {}
@@ -79,10 +83,19 @@ def measure_tokenizer(
         report["mean_squared_error"] = float(torch.stack(errors).mean())
         peak = 4.0 if tokenizer.modality == "audio" else 1.0  # of [-1, 1] and [0, 1], squared
         report["psnr"] = float((10 * (peak / torch.stack(errors).clamp_min(1e-10)).log10()).mean())
+    if overlaps:
+        report["iou"] = sum(overlaps) / len(overlaps)
     if drawn and sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         save_image(draw_sheet(drawn), sheet)
     return report | ({} if usage is None else usage.report())
+
+
+def measure_overlap(real: Tensor, made: Tensor) -> float:
+    """Intersection over union of two masks [1, H, W], of what is above a half; 1 of two empty ones."""
+    one, other = real > 0.5, made > 0.5
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0
 
 
 def _swap_frames(item: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class ReconstructingModule(StoredModule):
 
     #: False of a system that has a loss of its own and no `reconstruct`
     reconstructs: ClassVar[bool] = True
+    #: True of one whose `training_loss` is what it learns by where no other losses are asked for
+    has_own_loss: ClassVar[bool] = False
 
     @abstractmethod
     def reconstruct(

@@ -47,6 +47,7 @@ class HiMTokTokenizer(SystemTokenizer):
 
     modality: ClassVar[str] = "mask"
     takes_lengths = False
+    has_own_loss = True  # squares of a steep sigmoid hardly teach where a mask is small
     config_class: ClassVar[type[HiMTokConfig]] = HiMTokConfig
     config: HiMTokConfig
 

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
+from unimodal.text.corpora import PIECE_BYTES, cut_pieces
 from unimodal.text.reports.opened import OpenedTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-PIECE_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class TextCost:
     """Bits a byte with half of the 95 % interval over the pieces, and the tokens and bytes of the text.
 
     num_pieces: into which it was cut. num_spoilt: of them, those that the tokenizer does not give back as they were,
-    as where it has no row for a letter. What is lost costs nothing, so that the bits are then too low.
+    as where it has no row for a letter. What is lost costs nothing, so that the bits are then too low. pieces: bytes
+    and bits of each.
     """
 
     bits: float
@@ -38,26 +38,30 @@ class TextCost:
     num_bytes: int
     num_pieces: int
     num_spoilt: int
+    pieces: tuple[tuple[int, float], ...] = ()
 
+    def compare(self, other: TextCost) -> tuple[float, float] | None:
+        """Bits a byte more than the other's, with half of the 95 % interval over the pieces; None for other pieces."""
+        if [size for size, _ in self.pieces] != [size for size, _ in other.pieces]:
+            return None
+        more = [(size, mine - theirs) for (size, mine), (_, theirs) in zip(self.pieces, other.pieces, strict=True)]
+        return _estimate(more)
 
-def cut_pieces(lines: Sequence[str], most_bytes: int = PIECE_BYTES) -> list[str]:
-    """Lines put together to pieces of at most so many bytes; a longer line is cut between its characters."""
-    pieces: list[str] = []
-    for line in lines:
-        parts, size = [""], 0
-        for letter in f"{line}\n":
-            length = len(letter.encode("utf-8", "surrogatepass"))
-            if size + length > most_bytes:
-                parts.append("")
-                size = 0
-            parts[-1] += letter
-            size += length
-        for part in parts:
-            if pieces and len((pieces[-1] + part).encode("utf-8", "surrogatepass")) <= most_bytes:
-                pieces[-1] += part
-            else:
-                pieces.append(part)
-    return pieces
+    def format(self) -> str:
+        """Bits a byte in words."""
+        lost = f"; {self.num_spoilt} of {self.num_pieces} pieces lose letters" if self.num_spoilt else ""
+        return f"{self.bits:.3f} ± {self.interval:.3f}{lost}"
+
+    def describe(self) -> dict[str, object]:
+        """The figures by name, for JSON."""
+        return {
+            "bits_per_byte": self.bits,
+            "interval_95": self.interval,
+            "tokens": self.tokens,
+            "bytes": self.num_bytes,
+            "pieces": self.num_pieces,
+            "spoilt_pieces": self.num_spoilt,
+        }
 
 
 @torch.inference_mode()
@@ -82,9 +86,14 @@ def measure_text(
         costs.append(nats / math.log(2))
         sizes.append(len(piece.encode("utf-8", "surrogatepass")))
     model.train(was_training)
-    total = sum(sizes)
-    bits = sum(costs) / total
-    off = sum((cost - bits * size) ** 2 for cost, size in zip(costs, sizes, strict=True))
-    count = len(pieces)
-    interval = 1.96 * math.sqrt(off * count / max(count - 1, 1)) / total
-    return TextCost(bits, interval, tokens, total, count, spoilt)
+    bits, interval = _estimate(list(zip(sizes, costs, strict=True)))
+    parts = tuple(zip(sizes, costs, strict=True))
+    return TextCost(bits, interval, tokens, sum(sizes), len(pieces), spoilt, parts)
+
+
+def _estimate(pieces: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """(bytes, bits) of pieces → bits a byte, and half of the 95 % interval over the pieces."""
+    total, count = sum(size for size, _ in pieces), len(pieces)
+    bits = sum(cost for _, cost in pieces) / total
+    off = sum((cost - bits * size) ** 2 for size, cost in pieces)
+    return bits, 1.96 * math.sqrt(off * count / max(count - 1, 1)) / total

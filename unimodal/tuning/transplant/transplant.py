@@ -194,16 +194,7 @@ def describe(
 ) -> dict[str, object]:
     """The record of a transplant: method, tokenizers by their hashes, rows by their origin, and what a text costs."""
     costs = {
-        name: {
-            "bits_per_byte": cost.bits,
-            "interval_95": cost.interval,
-            "tokens": cost.tokens,
-            "bytes": cost.num_bytes,
-            "pieces": cost.num_pieces,
-            "spoilt_pieces": cost.num_spoilt,
-        }
-        for name, cost in (("before", made.before), ("after", made.after))
-        if cost is not None
+        name: cost.describe() for name, cost in (("before", made.before), ("after", made.after)) if cost is not None
     }
     return {
         "format": 1, "method": method, "copy_shared": copy, "seed": seed,

@@ -11,6 +11,7 @@ Shapes: R tokens, S sides, D width, V text rows of the base, N tokens of a text.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,11 +83,13 @@ def train_hypernetwork(
     start: int | None,
     settings: HypernetworkSettings,
     on_step: Callable[[int, float, float], None] = lambda step, loss, near: None,
+    seconds: float | None = None,
 ) -> RowHypernetwork:
     """Train a network for a base on pieces of text, in an order that the seed decides; the base stays as it is.
 
     start: the row before a text. on_step: called with the step, its loss in nats a byte, and how far made rows lie from
-    the base's own, as a share of their spread. Raises ValueError for too little text.
+    the base's own, as a share of their spread. seconds: of a processor, after which no further step begins. Raises
+    ValueError for too little text.
     """
     if len(pieces) < settings.batch_size:
         raise ValueError(f"{len(pieces)} pieces of text are too few for a batch of {settings.batch_size}; give more")
@@ -101,7 +104,10 @@ def train_hypernetwork(
     known: dict[bytes, list[int]] = {}
     model.requires_grad_(False)
     model.eval()
+    begun = time.process_time()
     for step in range(settings.steps):
+        if seconds is not None and time.process_time() - begun >= seconds:
+            break
         texts = rng.sample(list(pieces), settings.batch_size)
         drawn = sample_tokenizer(texts, settings.num_rows, rng)
         used = sorted(drawn.spelled)
