@@ -81,7 +81,7 @@ def overlap_masks(one: Tensor, two: Tensor) -> float:
 
 
 def list_matrices(layers: nn.ModuleList) -> dict[str, tuple[nn.Module, bool]]:
-    """The matrices of all layers: name → (module, whether it stores [I, O], as GPT-2's do); of an adapter the base's."""
+    """The base's matrices of all layers: name → (module, whether it stores [I, O], as GPT-2's do)."""
     found: dict[str, tuple[nn.Module, bool]] = {}
     for number, layer in enumerate(layers):
         for name, module in layer.named_modules():
