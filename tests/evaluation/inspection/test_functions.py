@@ -1,5 +1,7 @@
 """Function tokens: counted by hand, and on every base."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,10 @@ from matplotlib.figure import Figure
 from tests.evaluation.inspection.conftest import WORDS
 from tests.tiny_bases import BASES
 from unimodal.evaluation.inspection import functions, make_report
+from unimodal.evaluation.inspection.opened import OpenedModel
 from unimodal.evaluation.inspection.report import InspectionInput
+from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
+from unimodal.model.rows import extend_rows
 
 TEXT = "".join(f"00{character}" for character in WORDS[1:])[:80]  # two of three tokens are the same
 
@@ -65,3 +70,17 @@ def test_the_plot_is_drawn(open_tiny):
     figure = Figure()
     report.draw(figure)
     assert len(figure.axes) == 2 and len(figure.axes[0].lines) == 3
+
+
+@pytest.mark.parametrize("report", ["functions", "alignment"])
+def test_an_adapter_that_adds_nothing_is_seen_as_its_base(report, open_tiny):
+    """Its table is in two parts, and its small matrices are none of the model's."""
+    plain = open_tiny("llama")
+    model = copy.deepcopy(plain.decoder)
+    extend_rows(model, 5, 0, True, lambda table, seed: torch.zeros(5, table.shape[1]))
+    add_lora(model, make_peft_config(model, LoraSettings(rank=2), "base"), 0)
+    adapted = OpenedModel("adapter", model, plain.text, None, plain.start)
+    texts = {"one": WORDS * 4, "two": WORDS[::-1] * 4}
+    found, wanted = (make_report(report, opened, InspectionInput(texts=texts)) for opened in (adapted, plain))
+    name = "features reached" if report == "functions" else "overlap of used weights"
+    assert found.sections[name] == wanted.sections[name]

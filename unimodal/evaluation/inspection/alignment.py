@@ -81,12 +81,12 @@ def overlap_masks(one: Tensor, two: Tensor) -> float:
 
 
 def list_matrices(layers: nn.ModuleList) -> dict[str, tuple[nn.Module, bool]]:
-    """The matrices of all layers: name → (module, whether it stores [I, O], as GPT-2's do)."""
+    """The base's matrices of all layers: name → (module, whether it stores [I, O], as GPT-2's do)."""
     found: dict[str, tuple[nn.Module, bool]] = {}
     for number, layer in enumerate(layers):
         for name, module in layer.named_modules():
             turned = type(module).__name__ == "Conv1D"
-            if isinstance(module, nn.Linear) or turned:
+            if "lora_" not in name and (isinstance(module, nn.Linear) or turned):
                 found[f"{number}.{name}"] = module, turned
     return found
 

@@ -80,7 +80,7 @@ def find_reading_matrix(layer: nn.Module, width: int) -> nn.Module | None:
     """The last matrix of a layer's feed-forward part, whose inputs are its neurons; None where there is none."""
     found = None
     for name, module in layer.named_modules():
-        if "attn" in name or "attention" in name.split(".")[0] or not hasattr(module, "weight"):
+        if "attn" in name or "attention" in name.split(".")[0] or "lora_" in name or not hasattr(module, "weight"):
             continue
         shape = tuple(getattr(module.weight, "shape", ()))
         turned = type(module).__name__ == "Conv1D"  # of GPT-2: [in, out]
@@ -92,7 +92,8 @@ def find_reading_matrix(layer: nn.Module, width: int) -> nn.Module | None:
 def record_features(model: nn.Module, layers: Sequence[int], windows: Sequence[Tensor]) -> list[Tensor]:
     """The features of these layers at every token of the windows, float32 [P, F] each."""
     blocks = find_layers(model, int(model.config.num_hidden_layers))
-    width = int(model.get_input_embeddings().weight.shape[1])
+    with torch.no_grad():  # an adapter's table is in two parts
+        width = int(model.get_input_embeddings()(windows[0][:1]).shape[-1])
     taken: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     handles = []
 
