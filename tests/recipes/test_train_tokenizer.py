@@ -1,9 +1,11 @@
 """recipes/train_tokenizer.py on published systems and files of one's own: pictures of mixed sizes, films, datasets."""
 
+import importlib
 import json
 import random
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tests.recipes.test_finetune_lora import recipe
 from tests.tokenizers import tiny_system
 from unimodal.cli.app import app
 from unimodal.media.image import load_image, save_image
+from unimodal.media.registry import MEDIA
 from unimodal.media.video import save_video
 from unimodal.tokenizers import FAMILIES, load_tokenizer, register
 from unimodal.tokenizers.losses.held_out import measure_overlap
@@ -341,10 +344,13 @@ def run_command(*arguments, fails=None):
         app([str(argument) for argument in arguments])
 
 
-def test_masks_are_learnt_by_the_loss_of_their_tokenizer_unless_others_are_asked_for(tmp_path, capsys):
+def test_masks_are_learnt_by_the_loss_of_their_tokenizer_unless_others_are_asked_for(monkeypatch, tmp_path, capsys):
     """Cross-entropy and Dice; and what is held out is told by its overlap, too."""
-    from unimodal.tokenizers.more_media.masks import save_mask
-
+    plugin = "unimodal.tokenizers.more_media.masks"
+    MEDIA.pop("mask", None)  # another test may have imported the plugin, and taken its medium back or not
+    sys.modules.pop(plugin, None)
+    monkeypatch.setenv("UNIMODAL_PLUGINS", plugin)
+    save_mask = importlib.import_module(plugin).save_mask
     for number in range(12):
         mask = torch.zeros(1, 16, 16)
         mask[0, number : number + 4, 2:9] = 1
