@@ -47,15 +47,19 @@ tags:
 # unimodal nano 2
 
 A stock Llama of {millions:.1f} M parameters over one vocabulary of {rows:,} rows and three media tokenizers. Beside
-what [nano](../nano) does it talks about composed pictures (what, how many, in which colour, where) over several turns,
-draws them, tells what moves in a clip, and names sounds; no code of it stands for a training picture. It began with
-nano's layers and was trained on for {tokens:.1f} M tokens ({steps} steps of {per_step:,}) on shared CPU cores, a small
-part of what the curve below asks for.
+what [nano](../nano) does it learns to talk about composed pictures (what, how many, in which colour, where) over
+several turns, to draw them, to tell what moves in a clip, and to name sounds; no code of it stands for a training
+picture.
+
+**It is in training, and this is how far it is**: {steps:,} steps of {per_step:,} tokens ({tokens:.1f} M in all) on a
+shared CPU core, begun with nano's layers. It names things in a style that it never saw, colours, counts and speech in
+part. **What it draws and says is not usable yet**, and places and names within scenes it mostly gets wrong: use nano
+for these.
 
 ```bash
-unimodal chat --model model_cards/nano2 --image picture.png "How many are there?"
-unimodal generate "three red apples" --to image --out apples.png --model model_cards/nano2
-unimodal generate "Play C4 on the flute." --to audio --out flute.wav --model model_cards/nano2
+unimodal chat --model model_cards/nano2 --image model_cards/nano2/samples/picture.png "What colour is it?"
+unimodal chat --model model_cards/nano2 --audio model_cards/nano2/samples/speech.wav "What is said?"
+unimodal generate "a red apple" --to image --out apple.png --model model_cards/nano2
 ```
 
 ## Results
@@ -246,7 +250,7 @@ def run(cfg: Nano2Card, dry_run: bool) -> None:
     steps = record.config.loop.steps + record.initial_steps
     commands = "\n".join(write_command(part, path) for path, part in parts.items())
     card = HEAD.format(
-        millions=sizes.count_parameters() / 1e6, rows=sizes.vocab_size, steps=f"{steps:,}",
+        millions=sizes.count_parameters() / 1e6, rows=sizes.vocab_size, steps=steps,
         tokens=steps * record.config.tokens_per_step / 1e6, per_step=record.config.tokens_per_step,
         commands=commands, table=make_table(report), curve=draw_curve(records),
     )  # fmt: skip

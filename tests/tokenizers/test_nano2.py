@@ -1,4 +1,4 @@
-"""The released tokenizers of nano 2: their records, what they continue, and a picture there and back."""
+"""The released nano 2: the records of its tokenizers, what they continue, and a picture there and back."""
 
 from pathlib import Path
 
@@ -8,6 +8,8 @@ import torch
 from unimodal.files import read_json
 from unimodal.media.audio import load_audio
 from unimodal.media.image import load_image
+from unimodal.pipeline import load
+from unimodal.sequence.document import Audio, Document, Image, Text, Turn
 from unimodal.tokenizers import hash_stored, load_tokenizer
 from unimodal.tokenizers.voices import VoicedTokenizer
 
@@ -52,3 +54,20 @@ def test_speech_is_rebuilt_and_said_by_other_voices():
     other = tokenizer.decode(tokenizer.change_voice(codes, tokenizer.find_voice("rms")))
     assert compare(made) < 0.35 < compare(torch.zeros_like(x)) and compare(other) > compare(made)
     assert torch.equal(tokenizer.encode(torch.cat([x, x.flip(2)])).row(0), codes.row(0))
+
+
+def test_the_model_says_reads_and_talks():
+    """Its sounds have a segment for the voice before what is said; the best of several sayings is judged whole."""
+    model = load(CARDS / "nano2", device="cpu")
+    said = model.generate("the cat sat down", to="audio", seed=1)
+    layout, codes = model.vocabulary.get_layout("audio"), said.part.require_codes()
+    assert layout.segments[0].count and len(codes) > layout.fixed_steps
+    assert said.media is not None and said.media.abs().max() > 0
+    [heard] = model.chat([Audio(codes=codes), "What is said?"])
+    assert heard.text
+    picture = Image(path=str(CARDS / "nano2" / "samples" / "picture.png"))
+    asked = model.user_turn([picture, Text("What colour is it?")])
+    [colour] = model.answers([Document([asked])])[0]
+    more = Document([asked, Turn("assistant", colour.text), Turn("user", "How many are there?")])
+    [count] = model.answers([more])[0]
+    assert (colour.text, count.text) == ("red", "one")

@@ -6,7 +6,6 @@ words are written, and the one that the model itself reads best is given (`gener
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from unimodal.generation.ctc_beam import compose_transcript
@@ -107,15 +106,16 @@ def say_best(
     reading = model.processor.reading
     assert reading is not None
     codes, blank = _find_rows(model)
-
-    def ask_about(answer: Sequence[int]) -> Document:
-        heard = MEDIA_PARTS[reading.modality](codes=[row - codes.start for row in answer if row in codes])
-        return Document([Turn("user", [heard, Text(model.wording.ask(reading.modality))])])
+    modality, vocabulary = reading.modality, model.vocabulary
 
     def render_question(answer: list[int]) -> list[int]:
-        return model.read(model.template.render(ask_about(answer), add_generation_prompt=True))
+        start = answer.index(vocabulary.get_start_id(modality))
+        stop = answer.index(vocabulary.get_end_id(modality), start) + 1
+        heard = MEDIA_PARTS[modality](codes=vocabulary.decode_span(answer[start:stop])[1])
+        asked = Document([Turn("user", [heard, Text(model.wording.ask(modality))])])
+        return model.read(model.template.render(asked, add_generation_prompt=True))
 
-    answered = model.template.render(Document([*ask_about([codes.start]).turns, Turn("assistant", words)]))
+    answered = model.template.render(Document([Turn("user", "?"), Turn("assistant", words)]))
     spelled = [label for label in answered.labels.tolist() if 0 <= label < model.vocabulary.text_size]
     verifier = CtcVerifier(model.engine, render_question, spelled, codes, blank)
     return find_best(model, BestOfN(reading.sayings), prepared, verifier, judged_at_once)
