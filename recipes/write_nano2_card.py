@@ -123,8 +123,8 @@ ROWS = (
     Row("clip → what moves", "combinations never seen", "≥ 80%", ("moving", "combination", "moves")),
     Row("clip → how it moves", "combinations never seen", "reported", ("moving", "combination", "how")),
     Row("text → clip, moves as asked", "combinations never seen", "reported", ("moving", "combination", "made")),
-    Row("note → instrument", "notes never heard of it", "≥ 60%", ("sound_naming", "note combination")),
-    Row("effect → name", "recordings never heard", "≥ 60%", ("sound_naming", "effect sample")),
+    Row("note → instrument", "notes never heard of it", "≥ 60%", ("sound_naming", "note combination", "named")),
+    Row("effect → name", "recordings never heard", "≥ 60%", ("sound_naming", "effect sample", "named")),
     Row("text → sound, among the 5 nearest", "held-out sounds", "reported", ("sound_naming", "made")),
     *(
         Row(f"speech → text, WER, {voice}", held_out, target, ("everyday_speech", voice, "wer"))
@@ -258,7 +258,7 @@ def run(cfg: Nano2Card, dry_run: bool) -> None:
         return
     if cfg.metrics:
         write_json(folder / "curve.json", records)
-    write_text_atomically(readme, card + heading + rest)
+    write_text_atomically(readme, card + "\n" + heading + rest)
     print(f"wrote {readme}", file=sys.stderr)
 
 

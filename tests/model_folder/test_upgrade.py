@@ -145,8 +145,15 @@ def test_what_cannot_be_upgraded_is_one_line(folder, tmp_path_factory, capsys):
 
 def test_the_released_folders_are_of_the_newest_format():
     released = [path.parent for path in list_default_folders()[0].parent.glob("*/vocabulary.json")]
-    assert {"nano", "smol"} <= {folder.name for folder in released}  # nano2 has no decoder yet
+    assert {"nano", "nano2", "smol"} <= {folder.name for folder in released}
     for folder in released:
         assert plan_upgrade(folder) == []
-        assert read_processor(folder).limits == {"audio": MediumLimits(seconds=5.0, codes=250)}
-        assert read_processor(folder).wording == NANO_WORDING
+        longest = (
+            MediumLimits(seconds=6.0, codes=340) if folder.name == "nano2" else MediumLimits(seconds=5.0, codes=250)
+        )
+        assert read_processor(folder).limits == {"audio": longest}
+        wording = read_processor(folder).wording
+        if folder.name == "nano2":  # it is asked for sounds, too
+            assert {*NANO_WORDING.wish_starts["audio"]} < {*wording.wish_starts["audio"]}
+            wording = wording.model_copy(update={"wish_starts": NANO_WORDING.wish_starts})
+        assert wording == NANO_WORDING
