@@ -46,7 +46,7 @@ class Stages:
     """What a report tells, and the seconds of the process until it tells the next."""
 
     def __init__(self) -> None:
-        self.begun = self.since = time.process_time()
+        self.since = time.process_time()
         self.stage = "reading"
         self.seconds: dict[str, float] = {}
 

@@ -20,6 +20,7 @@ from unimodal.data.scenes.scene import Thing, write_scenes
 from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
+from unimodal.tokenizers import load_tokenizer
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,6 +240,20 @@ def test_short_pictures_keep_their_first_codes_and_whatever_is_learnt(tmp_path: 
     flat = Vocabulary.build(text.size, blocks[:1], [SpanLayout("image", [Segment("a", 5)])], (), text.sha256)
     with pytest.raises(ValueError, match="short_pictures needs pictures whose last codes have a codebook of their own"):
         train_nano["find_last_rows"](flat)
+
+
+def test_a_share_of_the_pictures_to_be_named_is_short_and_none_that_are_drawn(work: Path) -> None:
+    train_nano = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")
+    text, vocabulary = TextTokenizer.load(work / "models/nano"), read_vocabulary(work / "models/nano/vocabulary.json")
+    hashes = {"image": load_tokenizer(work / "models/image_tokenizer").sha256}
+    tasks = open_tasks(work / "prepared", ["image_to_name", "text_to_image"], hashes)
+    cfg, rows = train_nano["NanoRecipe"](short_pictures=0.5), train_nano["find_last_rows"](vocabulary)
+    shares = {}
+    for name, source in tasks.items():
+        documents = train_nano["Documents"](source, 200, Template(vocabulary, text), cfg)
+        whole = [any(row in rows for row in documents[index].ids.tolist()) for index in range(len(documents))]
+        shares[name] = sum(whole) / len(whole)
+    assert 0.35 < shares["image_to_name"] < 0.65 and shares["text_to_image"] == 1
 
 
 def test_a_wrong_setting_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

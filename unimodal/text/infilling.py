@@ -92,10 +92,10 @@ def fill_gap(
     cannot write.
     """
     ahead, begun = arrange_gap(tokenizer.text, before, behind, order, marks)
-    reserved = set(tokenizer.text.reserved_ids)
-    spelled = {row: piece for row, piece in tokenizer.spelled.items() if row not in reserved}
 
     def read_next(ids: Sequence[int]) -> Floats:
         return np.asarray(next_tokens([*start, *ahead, *ids]), np.float64)
 
-    return ByteDistribution(read_next, spelled, tokenizer.text.encode_batch, canonical).write(begun, num_bytes, seed)
+    return ByteDistribution(read_next, tokenizer.written, tokenizer.text.encode_batch, canonical).write(
+        begun, num_bytes, seed
+    )

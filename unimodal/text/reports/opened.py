@@ -65,6 +65,12 @@ class OpenedTokenizer:
         return {row: spell(piece) for row, piece in self.pieces.items() if row != self.unknown_id}
 
     @cached_property
+    def written(self) -> dict[int, bytes]:
+        """Of `spelled`, the rows that plain text is written with: none that is reserved."""
+        reserved = set(self.text.reserved_ids)
+        return {row: piece for row, piece in self.spelled.items() if row not in reserved}
+
+    @cached_property
     def byte_rows(self) -> frozenset[int]:
         """The rows that spell characters without a row byte by byte; none where bytes are letters of the pieces."""
         if not self.data["model"].get("byte_fallback"):
