@@ -11,10 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unimodal.training import checkpoint
+from unimodal.training import checkpoint, optimizers
 from unimodal.training.checkpoint import load_checkpoint, save_checkpoint
 from unimodal.training.loop import Interrupted, Trainer
-from unimodal.training.optimizers import PlainMuon, find_learning_rate, group_parameters
+from unimodal.training.optimizers import (
+    PlainMuon,
+    find_learning_rate,
+    group_parameters,
+    make_optimizers,
+    make_orthogonal,
+)
 from unimodal.training.settings import LoopConfig
 
 
@@ -174,6 +180,27 @@ def test_accumulated_steps_equal_one_large_step(tmp_path: Path) -> None:
         run.run()
         weights.append(model.weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("precision, has_products, dtype", [
+    ("float32", True, torch.float32), ("bfloat16", False, torch.float32), ("bfloat16", True, torch.bfloat16),
+])  # fmt: skip
+def test_muon_is_orthogonal_in_bfloat16_where_the_processor_has_its_products(
+    monkeypatch, precision, has_products, dtype
+):
+    monkeypatch.setattr(optimizers, "is_slow", lambda *_: not has_products)
+    torch.manual_seed(0)
+    model = nn.Linear(20, 12)
+    start, gradient = model.weight.detach().clone(), torch.randn(12, 20)
+    cfg = LoopConfig(steps=3, optimizer="muon", precision=precision, learning_rate=0.1, weight_decay=0.0)
+    muon = make_optimizers(model, cfg)[-1]
+    model.weight.grad = gradient
+    muon.step()
+    settings = muon.param_groups[0]
+    whole = make_orthogonal(gradient, settings["ns_coefficients"], settings["ns_steps"], dtype)
+    expected = start - 0.2 * 0.1 * 20**0.5 * whole
+    assert muon.processor_dtype == dtype
+    torch.testing.assert_close(model.weight.detach(), expected, atol=5e-4, rtol=0)  # steps of 0.02
 
 
 def test_muon_on_a_processor_is_torch_s_but_for_its_bfloat16():

@@ -9,6 +9,7 @@ from typing import TypedDict, cast
 import torch
 from torch import Tensor, nn
 
+from unimodal.training.processor import is_slow
 from unimodal.training.settings import LoopConfig
 
 
@@ -52,13 +53,17 @@ def make_optimizers(model: nn.Module, cfg: LoopConfig, splits_weights: bool = Fa
     if hidden:
         kind = ShardedMuon if splits_weights else PlainMuon
         muon = kind(hidden, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
+        if cfg.precision == "bfloat16" and not is_slow("bfloat16", hidden[0].device):
+            muon.processor_dtype = torch.bfloat16
         optimizers.append(muon)
     return optimizers
 
 
 class PlainMuon(torch.optim.Muon):
-    """torch's Muon, which iterates in bfloat16; here in float32 where the weights are on a processor, most of which
-    multiply bfloat16 tens of times slower."""
+    """torch's Muon, which iterates in bfloat16; here in `processor_dtype` where the weights are on a processor, most of
+    which multiply bfloat16 tens of times slower."""
+
+    processor_dtype = torch.float32
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -75,7 +80,7 @@ class PlainMuon(torch.optim.Muon):
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
                 gradient = weight.grad.lerp(momentum, group["momentum"])
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                add_orthogonal(weight, gradient, cast(MuonGroup, group))
+                add_orthogonal(weight, gradient, cast(MuonGroup, group), self.processor_dtype)
 
 
 class MuonGroup(TypedDict):
@@ -88,12 +93,12 @@ class MuonGroup(TypedDict):
     adjust_lr_fn: str | None
 
 
-def add_orthogonal(weight: Tensor, gradient: Tensor, group: MuonGroup) -> None:
-    """Moves a whole matrix by one step of Muon, without momentum and decay, in place: on a processor in float32, on
+def add_orthogonal(weight: Tensor, gradient: Tensor, group: MuonGroup, processor_dtype: torch.dtype) -> None:
+    """Moves a whole matrix by one step of Muon, without momentum and decay, in place: on a processor in this type, on
     another device as torch's Muon does, in bfloat16."""
     assert group["adjust_lr_fn"] == "match_rms_adamw", "as `make_optimizers` sets it"
     if weight.device.type == "cpu":
-        update = make_orthogonal(gradient, group["ns_coefficients"], group["ns_steps"])
+        update = make_orthogonal(gradient, group["ns_coefficients"], group["ns_steps"], processor_dtype)
         weight.add_(update, alpha=-0.2 * group["lr"] * max(weight.shape) ** 0.5)
         return
     weight.grad = gradient
@@ -103,12 +108,14 @@ def add_orthogonal(weight: Tensor, gradient: Tensor, group: MuonGroup) -> None:
     ).step()  # fmt: skip
 
 
-def make_orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+def make_orthogonal(
+    matrix: Tensor, coefficients: tuple[float, float, float], steps: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """About the nearest orthogonal matrix, by so many quintic Newton-Schulz iterations (Jordan et al. 2024)."""
     a, b, c = coefficients
     turned = matrix.shape[0] > matrix.shape[1]
     x = matrix.float().T if turned else matrix.float()
-    x = x / x.norm().clamp_min(1e-7)
+    x = (x / x.norm().clamp_min(1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -122,6 +129,8 @@ class ShardedMuon(torch.optim.Muon):
     the whole matrix and keeps its own rows. That is one gather a matrix, where products of split matrices would
     communicate in each of the five iterations. torch's own Muon cannot write the result back into a split weight.
     """
+
+    processor_dtype = torch.float32
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -137,6 +146,6 @@ class ShardedMuon(torch.optim.Muon):
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
                 whole = torch.zeros(weight.shape, dtype=weight.dtype, device=momentum.device)
                 whole.grad = weight.grad.lerp(momentum, group["momentum"]).full_tensor()
-                add_orthogonal(whole, whole.grad, cast(MuonGroup, group))
+                add_orthogonal(whole, whole.grad, cast(MuonGroup, group), self.processor_dtype)
                 update = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update)
