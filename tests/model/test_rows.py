@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from unimodal.model.rows import draw_initial_rows, extend_rows, get_new_rows, merge_rows, read_head_rows
+from unimodal.model.rows import cut_head, draw_initial_rows, extend_rows, get_new_rows, merge_rows, read_head_rows
 from unimodal.objectives.next_token import HeadGroup, HeadGroups, compute_sliced_cross_entropy
 
 BASE, NEW = 40, 12
@@ -138,3 +138,24 @@ def test_lora_trains_beside_the_new_rows_and_merges_with_them(base):
     expected = adapted(ids).logits
     merged = merge_rows(adapted.merge_and_unload())
     torch.testing.assert_close(merged(ids).logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pieces", [[range(3, 20), range(10, 12)], [range(5)], [], [range(45, 50), range(44), range(39, 42)]]
+)
+@pytest.mark.parametrize("extended", [False, True])
+def test_pieces_cut_at_once_have_the_values_and_gradients_of_slices(base, pieces, extended):
+    model = extend_rows(base(False), NEW) if extended else base(False)
+    head = model.get_output_embeddings() if extended else torch.nn.Embedding(BASE + NEW, 32)
+    tables = [head.base.weight, head.new_rows] if extended else [head.weight]
+    for table in tables:
+        table.requires_grad_()
+    parts, whole = cut_head(head, pieces), torch.cat(tables)
+    assert len(parts) == len(pieces)
+    ours = theirs = 0.0 * whole.sum()
+    for piece, found in zip(pieces, parts, strict=True):
+        expected, factor = whole[piece.start : piece.stop], torch.randn(len(piece), 32)
+        assert torch.equal(torch.cat(found), expected)
+        ours, theirs = ours + (torch.cat(found) * factor).sum(), theirs + (expected * factor).sum()
+    gradients = zip(*(torch.autograd.grad(total, tables, retain_graph=True) for total in (ours, theirs)), strict=True)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in gradients)

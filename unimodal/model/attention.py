@@ -139,23 +139,25 @@ def attend_by_torch(
 ) -> Tensor:
     """A `VarlenKernel` in plain torch: documents of similar length are padded to one batch."""
     _, num_tokens, num_heads, width = query.shape
-    flat = [x.reshape(num_tokens, num_heads * width) for x in (query, key, value)]
-    pieces, rows = [], []
-    for index, valid in packing.bucket_documents():
+    buckets = packing.bucket_documents()
+    places = torch.cat([index.flatten() for index, _ in buckets])
+    sizes = [index.numel() for index, _ in buckets]
+    # gathered for all buckets at once: the gradient of each gather is a tensor of all tokens
+    parts = [x.reshape(num_tokens, num_heads * width).index_select(0, places).split(sizes) for x in (query, key, value)]
+    pieces = []
+    for (index, _), *part in zip(buckets, *parts, strict=True):
         num_docs, longest = index.shape
-        q, k, v = (
-            x.index_select(0, index.flatten()).view(num_docs, longest, num_heads, width).transpose(1, 2) for x in flat
-        )  # [S, H, L, D]; a padded slot comes after its document, so no valid query sees it
+        q, k, v = (x.view(num_docs, longest, num_heads, width).transpose(1, 2) for x in part)
+        # [S, H, L, D]; a padded slot comes after its document, so no valid query sees it
         half = q.device.type == "cpu" and q.dtype == torch.bfloat16
         if half and longest <= LONGEST_DENSE and q.shape[:2].numel() * longest**2 <= MOST_SCORES and not p:
             out = attend_by_products(q, k, v, scale)
         else:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, scale=scale)
-        keep = valid.flatten().nonzero().squeeze(1)
-        pieces.append(out.transpose(1, 2).reshape(num_docs * longest, num_heads * width).index_select(0, keep))
-        rows.append(index.flatten()[keep])
-    order = torch.argsort(torch.cat(rows))  # back to the order of the tokens
-    return torch.cat(pieces).index_select(0, order).view(1, num_tokens, num_heads, width)
+        pieces.append(out.transpose(1, 2).reshape(num_docs * longest, num_heads * width))
+    keep = torch.cat([valid.flatten() for _, valid in buckets]).nonzero().squeeze(1)
+    back = keep[torch.argsort(places[keep])]  # where each token stands among the buckets
+    return torch.cat(pieces).index_select(0, back).view(1, num_tokens, num_heads, width)
 
 
 def attend_by_xformers(

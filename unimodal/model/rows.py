@@ -13,12 +13,13 @@ Shapes: B batch, N tokens, D width, V base rows, R new rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.utils import parametrize
 
 from unimodal.model.feature_rows import FeatureRows
@@ -104,21 +105,13 @@ class ExtendedHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.cat([self.base(hidden), F.linear(hidden, self.new_rows.to(hidden.dtype))], dim=-1)
 
-    def select_parts(self, rows: range) -> list[Tensor]:
-        """The weights of these rows, base rows and new rows apart: each [k, D], attached to its parameter."""
-        found = []
-        if rows.start < self.num_base:
-            found.append(self.base.weight[rows.start : min(rows.stop, self.num_base)])
-        if rows.stop > self.num_base:
-            found.append(self.new_rows[max(rows.start - self.num_base, 0) : rows.stop - self.num_base])
-        return found
-
     def select_biases(self, rows: range) -> list[Tensor | None]:
-        """The biases [k] of the same parts; None for new rows, and for a base without a bias."""
-        if self.base.bias is None:
-            return [None for _ in self.select_parts(rows)]
-        old = [self.base.bias[rows.start : min(rows.stop, self.num_base)]] if rows.start < self.num_base else []
-        return [*old, None] if rows.stop > self.num_base else [*old]
+        """The biases [k] of the parts of these rows; None for new rows, and for a base without a bias."""
+        old: list[Tensor | None] = []
+        if rows.start < self.num_base:
+            bias = self.base.bias
+            old = [None if bias is None else bias[rows.start : min(rows.stop, self.num_base)]]
+        return [*old, None] if rows.stop > self.num_base else old
 
 
 class UntiedExtendedHead(ExtendedHead):
@@ -155,12 +148,50 @@ def find_rows(model: PreTrainedModel) -> nn.Module:
     return table.base if isinstance(table, PromptedEmbedding) else table
 
 
-def select_head_parts(head: nn.Module, rows: range) -> list[Tensor]:
-    """The weights of these rows of a head as parts [k, D], attached to its parameters.
+class _CutRows(torch.autograd.Function):
+    """A table [V, D] → the rows of each (first, behind the last). Their gradients are summed in one table, where slices
+    of autograd's own fill one of the whole size each."""
 
-    head: an ExtendedHead, or any module with a ``weight`` [V, D] (a Linear, a tied Embedding).
+    @staticmethod
+    def forward(ctx: FunctionCtx, table: Tensor, ends: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        ctx.ends = ends
+        ctx.save_for_backward(table)
+        ctx.set_materialize_grads(False)
+        return tuple(table[first:behind] for first, behind in ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor, None]:
+        total = torch.zeros_like(ctx.saved_tensors[0])
+        for (first, behind), gradient in zip(ctx.ends, gradients, strict=True):
+            if gradient is not None:
+                total[first:behind] += gradient
+        return total, None
+
+
+def cut_head(head: nn.Module, pieces: Sequence[range]) -> list[list[Tensor]]:
+    """The weights of each piece of a head's rows as parts [k, D], attached to its parameters.
+
+    head: an ExtendedHead, whose base rows and new rows are parts of their own, or any module with a ``weight`` [V, D]
+    (a Linear, a tied Embedding).
     """
-    return head.select_parts(rows) if isinstance(head, ExtendedHead) else [head.weight[rows.start : rows.stop]]
+    found: list[list[Tensor]] = [[] for _ in pieces]
+    tables = (
+        [(head.base.weight, 0), (head.new_rows, head.num_base)]
+        if isinstance(head, ExtendedHead)
+        else [(head.weight, 0)]
+    )
+    for table, before in tables:
+        ends = [(max(piece.start - before, 0), min(piece.stop - before, len(table))) for piece in pieces]
+        inside = [number for number, (first, behind) in enumerate(ends) if first < behind]
+        for number, part in zip(inside, _CutRows.apply(table, [ends[number] for number in inside]), strict=True):
+            found[number].append(part)
+    return found
+
+
+def select_head_parts(head: nn.Module, rows: range) -> list[Tensor]:
+    """The parts of `cut_head` of one piece."""
+    return cut_head(head, [rows])[0]
 
 
 def select_head_biases(head: nn.Module, rows: range) -> list[Tensor | None]:

@@ -13,6 +13,7 @@ Shapes: V rows, D width, R rows of a block, F features of a code.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -59,17 +60,14 @@ class StructuredRows(nn.Module):
             return self._add_shared(free)
 
     def _add_shared(self, free: Tensor) -> Tensor:
-        parts, at = [], 0
+        ends = sorted({0, self.vocab_size, *(end for rows in self.ranges for end in (rows.start, rows.stop))})
+        blocks = [range(*pair) for pair in itertools.pairwise(ends)]
+        parts = list(free.split([len(rows) for rows in blocks]))  # at once: a slice has a gradient of the whole size
         for index, rows in enumerate(self.ranges):
-            if rows.start > at:
-                parts.append(free[at : rows.start])
-            block = free[rows.start : rows.stop] + getattr(self, f"features_{index}") @ self.tables[index]
+            place = blocks.index(rows)
+            parts[place] = parts[place] + getattr(self, f"features_{index}") @ self.tables[index]
             if rows in self.words:
-                block = block + torch.sparse.mm(self.words[rows], free)
-            parts.append(block)
-            at = rows.stop
-        if at < self.vocab_size:
-            parts.append(free[at:])
+                parts[place] = parts[place] + torch.sparse.mm(self.words[rows], free)
         return torch.cat(parts)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
@@ -27,7 +27,7 @@ from unimodal.media.registry import find_medium
 from unimodal.model.fourier_head import FourierRows, find_scoring_head
 from unimodal.model.image_head import ImageHead
 from unimodal.model.logits import PLAIN, LogitRule, read_logit_rule
-from unimodal.model.rows import select_head_biases, select_head_parts
+from unimodal.model.rows import cut_head, select_head_biases
 from unimodal.objectives.cross_entropy import MAX_LOGITS, compute_chunked_cross_entropy
 from unimodal.vocabulary import Vocabulary
 
@@ -259,6 +259,26 @@ class TokenLosses:
         return SlicedLoss((weight * loss).sum(), float(weight.double().sum()), len(self.where), per_block)
 
 
+class _GroupPlan(NamedTuple):
+    """What one softmax scores: which labels, int64 [p] of P, their places among its rows [p], and these rows."""
+
+    chosen: Tensor
+    places: Tensor
+    rows: list[range]
+
+
+def _plan_groups(groups: HeadGroups, group: Tensor, index: Tensor, target: Tensor, softmax: str) -> list[_GroupPlan]:
+    """group, index, target [P] of the labels: of `HeadGroups.assign`, and their rows."""
+    if softmax == "joint" and len(target):
+        return [_GroupPlan(torch.arange(len(target), device=target.device), target, [range(groups.vocab_size)])]
+    plans = []
+    for g in group.unique().tolist():
+        spec, chosen = groups.groups[g], (group == g).nonzero().squeeze(1)
+        rows = [*spec.pieces, *(range(row, row + 1) for row in spec.exits)]
+        plans.append(_GroupPlan(chosen, index[chosen], rows))
+    return plans
+
+
 def compute_token_losses(
     hidden: Tensor,
     ids: Tensor,
@@ -285,41 +305,36 @@ def compute_token_losses(
         raise ValueError(f"label {int(target[group < 0][0])} belongs to no block of the vocabulary")
     if isinstance(head, FourierRows) and softmax == "joint":
         raise ValueError("Fourier heads score the codes of their blocks apart; leave loss.softmax at 'block'")
-    losses, lses, order = [], [], []
+    matrix = head.base if isinstance(head, FourierRows) else head
+    plans = _plan_groups(groups, group, index, target, softmax)
+    by_rows = [not (isinstance(head, FourierRows) and any(map(head.covers, plan.rows))) for plan in plans]
+    cut = iter(()) if isinstance(matrix, ImageHead) else iter(
+        cut_head(matrix, [piece for plan, plain in zip(plans, by_rows, strict=True) if plain for piece in plan.rows])
+    )  # fmt: skip
+    losses, lses = [], []
     penalty = torch.zeros(len(where), device=where.device) if isinstance(head, FourierRows) else None
-    for g in [None] if softmax == "joint" and where.numel() else group.unique().tolist():
-        if g is None:
-            chosen, places = torch.arange(len(where), device=where.device), target
-            rows: list[range] = [range(groups.vocab_size)]
-        else:
-            spec = groups.groups[g]
-            chosen = (group == g).nonzero().squeeze(1)
-            places = index[chosen]
-            rows = [*spec.pieces, *(range(row, row + 1) for row in spec.exits)]
-        selected = flat_hidden.index_select(0, where[chosen])  # [P, D]
-        if isinstance(head, FourierRows) and any(map(head.covers, rows)):
-            logits, added = head.score(selected, rows)  # [P, K], of a block few rows
+    for plan, plain in zip(plans, by_rows, strict=True):
+        selected = flat_hidden.index_select(0, where[plan.chosen])  # [P, D]
+        if not plain:
+            assert isinstance(head, FourierRows) and penalty is not None
+            logits, added = head.score(selected, plan.rows)  # [P, K], of a block few rows
             lses.append(logits.logsumexp(1))
-            losses.append(lses[-1] - logits.gather(1, places[:, None])[:, 0])
-            order.append(chosen)
-            assert penalty is not None
-            penalty = penalty.index_add(0, chosen, added)
+            losses.append(lses[-1] - logits.gather(1, plan.places[:, None])[:, 0])
+            penalty = penalty.index_add(0, plan.chosen, added)
             continue
-        matrix = head.base if isinstance(head, FourierRows) else head
         biases: list[Tensor | None] = []
         if isinstance(matrix, ImageHead):
-            selected, parts = matrix.split_linear(selected, rows)
+            selected, parts = matrix.split_linear(selected, plan.rows)
         else:
-            parts = [part for piece in rows for part in select_head_parts(matrix, piece)]
-            biases = [bias for piece in rows for bias in select_head_biases(matrix, piece)]
-        loss, lse = compute_chunked_cross_entropy(selected, places, parts, max_logits, biases, rule)
+            parts = [part for _ in plan.rows for part in next(cut)]
+            biases = [bias for piece in plan.rows for bias in select_head_biases(matrix, piece)]
+        loss, lse = compute_chunked_cross_entropy(selected, plan.places, parts, max_logits, biases, rule)
         losses.append(loss)
         lses.append(lse)
-        order.append(chosen)
     if not losses:  # keeps the graph: backward() of a batch without labels gives zeros, not an error
         nothing = (hidden.sum() * 0.0).float()[None][:0]
         return TokenLosses(nothing, nothing, where, group, groups)
-    back = torch.argsort(torch.cat(order))
+    back = torch.argsort(torch.cat([plan.chosen for plan in plans]))
     return TokenLosses(torch.cat(losses)[back], torch.cat(lses)[back], where, group, groups, penalty)
 
 
