@@ -121,6 +121,7 @@ nano2: $(VENV)/.dev
 	$(BIN)/python recipes/encode_media.py --set 'tokenizers={image: model_cards/nano2/image_tokenizer, video: model_cards/nano2/video_tokenizer, audio: model_cards/nano2/audio_tokenizer}'
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_end.yaml
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_more.yaml
 	$(BIN)/python recipes/assemble_nano.py recipes/configs/assemble_nano2.yaml
 
 # Stamps: an installation is done again only when pyproject.toml changes.
