@@ -222,7 +222,7 @@ def make_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def begin_from(backbone: PreTrainedModel, folder: Path, vocabulary: Vocabulary) -> int:
-    """The weights of an earlier run, or of a finished model; → the steps that the run had made (0 of a model).
+    """The weights of an earlier run, or of a finished model; → the steps that it had made, 0 of a model of other rows.
 
     A model with other media gives the rows of its text, of its controls and of the blocks that both have.
     """
@@ -243,7 +243,11 @@ def begin_from(backbone: PreTrainedModel, folder: Path, vocabulary: Vocabulary) 
     found = backbone.load_state_dict(state, strict=False)
     if found.unexpected_keys or any("embed_tokens" not in name for name in found.missing_keys):
         raise ValueError(f"the model in {folder} has other layers than these settings; give its own sizes")
-    return 0
+    recipe = folder / "recipe.json"
+    if theirs.to_dict() != vocabulary.to_dict() or not recipe.is_file():
+        return 0
+    record = json.loads(recipe.read_text())
+    return int(record["config"]["loop"]["steps"]) + int(record["initial_steps"])
 
 
 def take_rows(fresh: Tensor, rows: Tensor, ours: Vocabulary, theirs: Vocabulary) -> Tensor:

@@ -3,8 +3,10 @@
     python recipes/write_nano2_card.py [--set model=model_cards/nano2]
 
 Reads ``report.json`` and ``report_more.json`` (the commands are in the card), ``recipe.json`` and ``curve.json``, the
-losses of training that `--set metrics=[RUN/metrics.jsonl, …]` writes anew from the runs, where they are at hand. In
-``README.md`` what stands above the heading of the tokenizers is replaced, and the rest is kept.
+losses of training that `--set metrics=[RUN/metrics.jsonl, …]` writes anew from the runs, where they are at hand, or
+with `--set more=true` behind those of earlier runs. What is measured is kept in ``milestones.json`` beside the steps
+of the model, so that the card shows how it grew. In ``README.md`` what stands above the heading of the tokenizers is
+replaced, and the rest is kept.
 """
 
 from __future__ import annotations
@@ -76,6 +78,10 @@ Shares are of held-out items, with 95% intervals; judges are no part of the mode
 {table}
 ## What more training would bring
 
+What was measured on the way, in the same suites:
+
+{milestones}
+
 Losses while it trained, in nats a token or code, each a mean over 20 steps; `ctc` is that of reading speech at its
 codes, in nats a piece of text.
 
@@ -86,6 +92,7 @@ codes, in nats a piece of text.
 class Nano2Card(Config):
     model: Path = Path("model_cards/nano2")
     metrics: tuple[Path, ...] = ()
+    more: bool = False
 
 
 class Row(NamedTuple):
@@ -136,6 +143,14 @@ ROWS = (
     Row("text → speech, Moonshine WER", "sentences of another source", "≤ 20%", ("everyday_speech", "speaking", "wer")),
     Row("the same, DNSMOS", "", "≥ 2.9", ("everyday_speech", "speaking", "dnsmos")),
 )  # fmt: skip
+
+
+class Milestone(BaseModel):
+    """What was measured after so many steps. measured: the row of the table → its figure."""
+
+    steps: int
+    tokens: int
+    measured: dict[str, str]
 
 
 class LoopRecord(BaseModel):
@@ -200,9 +215,29 @@ def make_table(report: EvaluationReport) -> str:
     return "".join(f"| {row.task} | {row.held_out} | {row.target} | {text} |\n" for row, text in found if text)
 
 
-def read_curve(paths: Sequence[Path]) -> Iterator[dict[str, float]]:
-    """The records of training, the steps of later parts counted on."""
-    before = 0.0
+def add_milestone(path: Path, reached: Milestone) -> list[Milestone]:
+    """Those of the file, with this one in the place of one that has made as many steps; written back."""
+    kept = read_json_as(list[Milestone], path) if path.is_file() else []
+    found = sorted([*(one for one in kept if one.steps != reached.steps), reached], key=lambda one: one.steps)
+    write_json(path, [one.model_dump() for one in found])
+    return found
+
+
+def draw_milestones(milestones: Sequence[Milestone]) -> str:
+    """A table with a column for each."""
+    lines = [
+        f"| task | {' | '.join(f'{one.tokens / 1e6:.1f} M tokens' for one in milestones)} |",
+        "|---" * (len(milestones) + 1) + "|",
+    ]
+    for row in ROWS:
+        cells = [one.measured.get(f"{row.task}, {row.held_out}", "") for one in milestones]
+        if any(cells):
+            lines.append(f"| {', '.join(filter(None, row[:2]))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def read_curve(paths: Sequence[Path], before: float = 0.0) -> Iterator[dict[str, float]]:
+    """The records of training, the steps of later parts counted on from `before`."""
     for path in paths:
         step = 0.0
         for line in path.read_text("utf-8").splitlines():
@@ -246,16 +281,21 @@ def run(cfg: Nano2Card, dry_run: bool) -> None:
     _, heading, rest = readme.read_text("utf-8").partition(REST)
     if not heading:
         raise ValueError(f"{readme} has no heading {REST!r}; what stands from there on is kept")
-    records = list(read_curve(cfg.metrics)) or read_json_as(list[dict[str, float]], folder / "curve.json")
     steps = record.config.loop.steps + record.initial_steps
+    known = read_json_as(list[dict[str, float]], folder / "curve.json") if cfg.more or not cfg.metrics else []
+    earlier = [one for one in known if not cfg.metrics or one["step"] <= record.initial_steps]
+    records = [*earlier, *read_curve(cfg.metrics, record.initial_steps if cfg.more else 0.0)]
+    tokens = steps * record.config.tokens_per_step
+    measured = {f"{row.task}, {row.held_out}": text for row in ROWS if (text := show(find(report, row.path)))}
     commands = "\n".join(write_command(part, path) for path, part in parts.items())
-    card = HEAD.format(
-        millions=sizes.count_parameters() / 1e6, rows=sizes.vocab_size, steps=steps,
-        tokens=steps * record.config.tokens_per_step / 1e6, per_step=record.config.tokens_per_step,
-        commands=commands, table=make_table(report), curve=draw_curve(records),
-    )  # fmt: skip
     if dry_run:
         return
+    milestones = add_milestone(folder / "milestones.json", Milestone(steps=steps, tokens=tokens, measured=measured))
+    card = HEAD.format(
+        millions=sizes.count_parameters() / 1e6, rows=sizes.vocab_size, steps=steps, tokens=tokens / 1e6,
+        per_step=record.config.tokens_per_step, commands=commands, table=make_table(report),
+        curve=draw_curve(records), milestones=draw_milestones(milestones),
+    )  # fmt: skip
     if cfg.metrics:
         write_json(folder / "curve.json", records)
     write_text_atomically(readme, card + "\n" + heading + rest)

@@ -166,7 +166,8 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
     next_part = [*settings, f"initial={models}/nano", f"run={work}/runs/nano_model", f"out={models}/nano_next"]
     recipe("train_nano", *next_part, "loop.steps=1")
     recipe("train_nano", *next_part, "loop.steps=2")  # goes on: it is known by what it began with
-    assert json.loads((models / "nano_next" / "recipe.json").read_text())["config"]["loop"]["steps"] == 2
+    record = json.loads((models / "nano_next" / "recipe.json").read_text())
+    assert record["config"]["loop"]["steps"] == 2 and record["initial_steps"] == 2  # which the model had made
     assert (models / "nano" / "model.safetensors").is_file()
     from transformers import AutoModelForCausalLM
 
