@@ -4,8 +4,8 @@
 
 FOLDER is a virtual environment of its own. If it is not there it is made, and PyPI's `llama-cpp-python` is built from
 source in it with native flags (GGML_NATIVE=ON; a C++ compiler, cmake, and half an hour of two cores). EXPORTED is what
-`unimodal export` wrote of a model on a stock Llama; without it the weights are random, in the shape of SmolLM2-135M with
-the 67,588 rows of `smol`.
+`unimodal export` wrote of a model on a stock Llama; without it the weights are random, in the shape of SmolLM2-135M
+with the 67,588 rows of `smol`.
 
 The weights are written as GGUF in float16 (the names and the order of a head's rows that llama.cpp expects), and
 llama.cpp makes q8_0 and q4_0 of that itself. Both programs read the prompt, compute the scores of every row, take the
@@ -120,7 +120,7 @@ def write_gguf(model: PreTrainedModel, out: Path, half: bool = True) -> None:
 
 
 def serve_peer(folder: Path, kinds: list[str], threads: int, positions: int) -> None:
-    """Answer requests, a line of JSON each, with the ids and the time of tokens by llama.cpp. Run in its environment."""
+    """Answer requests, a line of JSON each, with the ids and times of llama.cpp. It runs in that environment."""
     import ctypes
 
     import llama_cpp
@@ -153,13 +153,12 @@ def serve_peer(folder: Path, kinds: list[str], threads: int, positions: int) -> 
         context, size = contexts[asked["kind"]]
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
 
-        def feed(ids: list[int], context: object = context) -> int:
+        def feed(ids: list[int], context: object = context, rows: int = asked["rows"]) -> int:
             """The likeliest id behind these."""
             held = (llama_cpp.llama_token * len(ids))(*ids)
             if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(held, len(ids))):
                 sys.exit("llama.cpp could not decode")
-            scores = llama_cpp.llama_get_logits_ith(context, -1)
-            return int(np.ctypeslib.as_array(scores, (asked["rows"],)).argmax())
+            return int(np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), (rows,)).argmax())
 
         found = [feed(asked["prompt"])]
         began, worked = time.perf_counter(), time.process_time()
@@ -200,11 +199,7 @@ class Peer:
 def make_environment(folder: Path) -> Path:
     """The python of the environment, which is made if it is not there. Raises RuntimeError if that fails."""
     python = folder / "bin" / "python"
-    if (
-        subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode == 0
-        if python.exists()
-        else False
-    ):
+    if python.exists() and subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode == 0:
         return python
     print(f"llama-cpp-python {VERSION} is built in {folder} with {FLAGS}; this takes a while", file=sys.stderr)
     install = [
@@ -282,7 +277,8 @@ def compare(model: PreTrainedModel, vocabulary: Vocabulary, given: argparse.Name
     weights = sum(p.numel() for p in model.get_decoder().layers.parameters()) + rows * model.config.hidden_size
     print(f"llama-cpp-python {peer.about['version']}, {FLAGS}: {peer.about['system']}")
     print(
-        f"torch {torch.__version__}, {threads} threads; {weights / 1e6:.1f} M weights a token, {rows:,} rows, one stream"
+        f"torch {torch.__version__}, {threads} threads; {weights / 1e6:.1f} M weights a token, {rows:,} rows, one"
+        f" stream; prompt {given.prompt}, then {given.tokens} tokens, medians of {given.rounds} rounds"
     )
     walls: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}  # ours and llama.cpp's, seconds a token
     works: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
@@ -300,18 +296,14 @@ def compare(model: PreTrainedModel, vocabulary: Vocabulary, given: argparse.Name
         loads.append(os.getloadavg()[0])
         print(f"round {number} of {given.rounds}, load {loads[-1]:.1f}", file=sys.stderr)
     peer.close()
-    print(
-        f"medians of {given.rounds} rounds of {given.tokens} tokens behind {given.prompt}; load {min(loads):.1f} to {max(loads):.1f}"
-    )
-    print(
-        "weights            tokens/s: ours  llama.cpp  ratio   per processor second: ours  llama.cpp  ratio     GB/s    same"
-    )
+    print(f"load {min(loads):.1f} to {max(loads):.1f}")
+    print(f"{'':18s} tokens/s: ours  llama.cpp  ratio   a processor second: ours  llama.cpp  ratio     GB/s    same")
     for kind in kinds:
         ours, theirs = (statistics.median(part) for part in zip(*walls[kind], strict=True))
         own, other = (statistics.median(part) for part in zip(*works[kind], strict=True))
         print(
             f"{kind + ' / ' + PAIRS[kind]:18s} {1 / ours:14.1f} {1 / theirs:10.1f} {theirs / ours:6.2f}"
-            f" {1 / own:28.1f} {1 / other:10.1f} {other / own:6.2f}"
+            f" {1 / own:25.1f} {1 / other:10.1f} {other / own:6.2f}"
             f" {weights * BYTES[kind] / ours / 1e9:8.1f} {same[kind]:3d}/{given.tokens + 1}"
         )
 
