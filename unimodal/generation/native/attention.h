@@ -89,6 +89,7 @@ inline void score_keys(const float* q, const float* keys, int64_t num, int64_t w
     int64_t j = 0;
     for (; j + 4 <= num; j += 4) {
         __m256 a[4];
+#pragma GCC unroll 4
         for (int i = 0; i < 4; i++) a[i] = dot_part(q, keys + (j + i) * width, width);
         const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
         _mm_storeu_ps(scores + j, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
@@ -147,6 +148,7 @@ inline Partial weigh_scores(float* scores, int64_t num, int64_t begin, const Sig
 template <int N>
 inline void add_lanes(const float* weights, const float* values, int64_t num, int64_t width, float* out) {
     Floats even[N], odd[N];  // two sums each, since one waits for itself
+#pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
         even[n] = load(out + LANES * n);
         odd[n] = spread(0);
@@ -154,6 +156,7 @@ inline void add_lanes(const float* weights, const float* values, int64_t num, in
     int64_t j = 0;
     for (; j + 2 <= num; j += 2) {
         const Floats a = spread(weights[j]), b = spread(weights[j + 1]);
+#pragma GCC unroll 4
         for (int n = 0; n < N; n++) {
             even[n] = multiply_add(a, load(values + j * width + LANES * n), even[n]);
             odd[n] = multiply_add(b, load(values + (j + 1) * width + LANES * n), odd[n]);

@@ -21,7 +21,7 @@ import torch
 
 SOURCES = ("step.cpp", "crew.h", "teams.h", "attention.h", "products.h", "vector.h")
 # -ffp-contract=off: sums are to be the same, to the last bit, however many rows are computed
-FLAGS = ("-O2", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off", "-pthread", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off", "-pthread", "-shared", "-fPIC")
 # What `vector.h` asks for beside these, by the names that Linux has for a processor's features.
 WIDE = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 OFF = "UNIMODAL_NO_NATIVE"

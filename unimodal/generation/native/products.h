@@ -93,21 +93,31 @@ inline void multiply_floats(const uint8_t* w, int64_t cols, const Inputs& in, in
         for (int m = 0; m < MT; m++) acc[b][m] = spread(0);
     if (KIND == FLOAT32) {
         for (int64_t k = 0; k < cols; k++)
+#pragma GCC unroll 4
             for (int b = 0; b < NB; b++) {
                 const Floats weights = load((const float*)(w + b * bytes) + k * BLOCK);
+#pragma GCC unroll 8
                 for (int m = 0; m < MT; m++) acc[b][m] = multiply_add(weights, spread(x[m][k]), acc[b][m]);
             }
         return;
     }
-    for (int64_t k = 0; k < cols; k += 2)
+    for (int64_t k = 0; k + 1 < cols; k += 2)
+#pragma GCC unroll 4
         for (int b = 0; b < NB; b++) {
             Floats lower, upper;
             split_pairs(w + b * bytes + k * 2 * BLOCK, lower, upper);
+#pragma GCC unroll 8
             for (int m = 0; m < MT; m++) {
                 acc[b][m] = multiply_add(lower, spread(x[m][k]), acc[b][m]);
-                if (k + 1 < cols) acc[b][m] = multiply_add(upper, spread(x[m][k + 1]), acc[b][m]);
+                acc[b][m] = multiply_add(upper, spread(x[m][k + 1]), acc[b][m]);
             }
         }
+    if (cols % 2 == 0) return;
+    for (int b = 0; b < NB; b++) {
+        Floats lower, upper;
+        split_pairs(w + b * bytes + (cols - 1) * 2 * BLOCK, lower, upper);
+        for (int m = 0; m < MT; m++) acc[b][m] = multiply_add(lower, spread(x[m][cols - 1]), acc[b][m]);
+    }
 }
 
 inline int32_t read_four(const int8_t* x) {
@@ -123,14 +133,23 @@ template <int64_t KIND, int MT>
 inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* const* sums, int64_t g, Floats (&out)[MT]) {
     // The instruction multiplies unsigned by signed integers. Weights of 8 bits become unsigned with 128 added to each,
     // those of 4 bits hold 8 more than they are; what that adds to a sum is known from the inputs alone.
-    __m512i sum[MT];
-    for (int m = 0; m < MT; m++) sum[m] = _mm512_set1_epi32((KIND == INT8 ? -16 : -1) * sums[m][g]);
+    constexpr int chains = MT == 1 ? 4 : 1;  // of one row, since a sum waits for itself; whole numbers have no rounding
+    __m512i sum[MT][chains];
+#pragma GCC unroll 8
+    for (int m = 0; m < MT; m++) {
+        sum[m][0] = _mm512_set1_epi32((KIND == INT8 ? -16 : -1) * sums[m][g]);
+        for (int c = 1; c < chains; c++) sum[m][c] = _mm512_setzero_si512();
+    }
+    const auto add = [&](int m, int c, __m512i weights, const int8_t* four) {
+        __m512i& to = sum[m][c % chains];
+        to = _mm512_dpbusd_epi32(to, weights, _mm512_set1_epi32(read_four(four)));
+    };
     if (KIND == INT8) {
 #pragma GCC unroll 8
         for (int q = 0; q < 8; q++) {
             const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(w + 64 * q), _mm512_set1_epi8(-128));
-            for (int m = 0; m < MT; m++)
-                sum[m] = _mm512_dpbusd_epi32(sum[m], weights, _mm512_set1_epi32(read_four(x[m] + g * GROUP + 4 * q)));
+#pragma GCC unroll 8
+            for (int m = 0; m < MT; m++) add(m, q, weights, x[m] + g * GROUP + 4 * q);
         }
     } else {
         const __m512i nibble = _mm512_set1_epi8(15);
@@ -139,14 +158,19 @@ inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* c
             const __m512i both = _mm512_loadu_si512(w + 64 * q);
             const __m512i lower = _mm512_and_si512(both, nibble);
             const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+#pragma GCC unroll 8
             for (int m = 0; m < MT; m++) {
-                const int8_t* at = x[m] + g * GROUP + 4 * q;
-                sum[m] = _mm512_dpbusd_epi32(sum[m], lower, _mm512_set1_epi32(read_four(at)));
-                sum[m] = _mm512_dpbusd_epi32(sum[m], upper, _mm512_set1_epi32(read_four(at + 16)));
+                add(m, 2 * q, lower, x[m] + g * GROUP + 4 * q);
+                add(m, 2 * q + 1, upper, x[m] + g * GROUP + 16 + 4 * q);
             }
         }
     }
-    for (int m = 0; m < MT; m++) out[m].v = _mm512_cvtepi32_ps(sum[m]);
+#pragma GCC unroll 8
+    for (int m = 0; m < MT; m++) {
+        __m512i total = sum[m][0];
+        for (int c = 1; c < chains; c++) total = _mm512_add_epi32(total, sum[m][c]);
+        out[m].v = _mm512_cvtepi32_ps(total);
+    }
 }
 
 #else
@@ -163,6 +187,7 @@ inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* c
             for (int half = 0; half < 2; half++) {
                 const __m256i weights = _mm256_loadu_si256((const __m256i*)(w + 64 * q + 32 * half));
                 const __m256i sizes = _mm256_abs_epi8(weights);
+#pragma GCC unroll 2
                 for (int m = 0; m < MT; m++) {
                     // |w| * (x with the sign of w): two products of at most 127 * 127 fit 16 bits
                     const __m256i four = _mm256_set1_epi32(read_four(x[m] + g * GROUP + 4 * q));
@@ -209,6 +234,7 @@ inline void multiply_integers(const uint8_t* w, const Inputs& in, int64_t row, F
         Floats found[MT];
         sum_group<KIND, MT>(w, x, sums, g, found);
         const Floats own = widen_half(w + integers);
+#pragma GCC unroll 8
         for (int m = 0; m < MT; m++) acc[0][m] = multiply_add(found[m], own * spread(scales[m][g]), acc[0][m]);
     }
 }
