@@ -115,12 +115,12 @@ class Run {
         rooms.attended.resize(tokens * m.heads * m.head_width);
         rooms.added.resize(tokens * added_stride);
         rooms.inner.resize(tokens * inner_stride);
-        singles = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, 1);
-        const int64_t most = std::max<int64_t>(1, tokens * m.kv_heads / (4 * s.threads));  // no thread without work
-        together = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, most);
         for (int64_t token = 0; token < tokens; token++)
             for (const StepCache& held : s.held)
                 if (held.high != nullptr) segments = std::max(segments, count_segments(held.high[token]));
+        singles = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, 1);
+        const int64_t most = std::max<int64_t>(1, tokens * m.kv_heads * segments / (4 * s.threads));  // work for all threads
+        together = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, most);
         single_pieces = cut(singles);
         common_pieces = cut(together);
         rooms.segment_sums.reset(new float[tokens * m.heads * segments * m.head_width]);
