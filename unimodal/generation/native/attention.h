@@ -117,7 +117,7 @@ struct Partial {
     float top = -INFINITY, total = 0;
 };
 
-// Scores of a segment, which begins with entry `low` + `begin`, → weights e^(score - largest). Scores have room for 15 more.
+// Scores of a segment, which begins with entry `low` + `begin`, → weights e^(score - largest). There is room for 15 more.
 inline Partial weigh_scores(float* scores, int64_t num, int64_t begin, const Sight& sight, float scale, float cap) {
     const int64_t rounded = round_up(num, LANES);
     for (int64_t j = num; j < rounded; j++) scores[j] = 0;
@@ -182,7 +182,8 @@ inline void add_values(const float* weights, const float* values, int64_t num, i
 }
 
 // out [width] of the sums [width] of `num` segments, and their parts.
-inline void join_segments(const float* sums, int64_t stride, const Partial* parts, int64_t num, int64_t width, float* out) {
+inline void join_segments(const float* sums, int64_t stride, const Partial* parts, int64_t num, int64_t width,
+                          float* out) {
     float top = -INFINITY, total = 0;
     for (int64_t s = 0; s < num; s++) top = std::max(top, parts[s].top);
     std::memset(out, 0, width * sizeof(float));

@@ -130,7 +130,8 @@ inline int32_t read_four(const int8_t* x) {
 
 // The sums of a group of 32 inputs for 16 outputs and MT rows, as floats.
 template <int64_t KIND, int MT>
-inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* const* sums, int64_t g, Floats (&out)[MT]) {
+inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* const* sums, int64_t g,
+                      Floats (&out)[MT]) {
     // The instruction multiplies unsigned by signed integers. Weights of 8 bits become unsigned with 128 added to each,
     // those of 4 bits hold 8 more than they are; what that adds to a sum is known from the inputs alone.
     constexpr int chains = MT == 1 ? 4 : 1;  // of one row, since a sum waits for itself; whole numbers have no rounding
@@ -177,7 +178,8 @@ inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* c
 
 // The sums of a group of 32 inputs for 16 outputs and MT rows, as floats.
 template <int64_t KIND, int MT>
-inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* const* sums, int64_t g, Floats (&out)[MT]) {
+inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* const* sums, int64_t g,
+                      Floats (&out)[MT]) {
     const __m256i ones = _mm256_set1_epi16(1), nibble = _mm256_set1_epi8(15);
     __m256i sum[MT][2];
     for (int m = 0; m < MT; m++) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
@@ -257,7 +259,8 @@ inline void multiply_tile(const Product& p, const Inputs& in, int64_t row, int64
 
 // The rows from `row` to `end`, MT at a time, then half as many.
 template <int64_t KIND, int NB, int MT, class Keep>
-inline void multiply_rows(const Product& p, const Inputs& in, int64_t row, int64_t end, int64_t block, const Keep& keep) {
+inline void multiply_rows(const Product& p, const Inputs& in, int64_t row, int64_t end, int64_t block,
+                          const Keep& keep) {
     for (; row + MT <= end; row += MT) multiply_tile<KIND, NB, MT>(p, in, row, block, keep);
     if constexpr (MT > 1) multiply_rows<KIND, NB, MT / 2>(p, in, row, end, block, keep);
 }

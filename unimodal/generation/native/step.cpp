@@ -119,7 +119,8 @@ class Run {
             for (const StepCache& held : s.held)
                 if (held.high != nullptr) segments = std::max(segments, count_segments(held.high[token]));
         singles = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, 1);
-        const int64_t most = std::max<int64_t>(1, tokens * m.kv_heads * segments / (4 * s.threads));  // work for all threads
+        // so many that all threads have work
+        const int64_t most = std::max<int64_t>(1, tokens * m.kv_heads * segments / (4 * s.threads));
         together = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, most);
         single_pieces = cut(singles);
         common_pieces = cut(together);
@@ -284,7 +285,8 @@ class Run {
             for (int64_t token : piece.team->tokens) {
                 const Sight sight = find_sight(layer, token);
                 if (piece.segment >= count_segments(sight.num())) continue;
-                const int64_t stream = token / s.num_new, at = (token * m.heads + kv_head * group) * segments + piece.segment;
+                const int64_t stream = token / s.num_new;
+                const int64_t at = (token * m.heads + kv_head * group) * segments + piece.segment;
                 members.push_back({rooms.qkv.data() + token * qkv_stride + kv_head * group * m.head_width,
                                    entries(layer, 0, stream, kv_head), entries(layer, 1, stream, kv_head), sight,
                                    rooms.segment_sums.get() + at * m.head_width, rooms.segment_parts.data() + at});
