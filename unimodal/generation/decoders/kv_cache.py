@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unimodal.generation.kinds import CACHES
+from unimodal.generation.large_pages import ask_for_large_pages
 
 
 class KeyValueCache:
@@ -31,7 +32,7 @@ class KeyValueCache:
             raise ValueError(f"a cache of {kind!r} is unknown; use {', '.join(CACHES)}")
         held = {"model": dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}[kind]
         self.kind, self.dtype = kind, dtype
-        self.data = torch.zeros(tuple(shape), dtype=held, device=device)
+        self.data = ask_for_large_pages(torch.empty(tuple(shape), dtype=held, device=device)).zero_()
         self.scales = None
         if kind == "int8":
             self.scales = torch.zeros((*shape[:-1], 1), dtype=torch.float16, device=device)

@@ -2,8 +2,9 @@
 //
 // A cache is [layers, 2, key/value heads, slots, head width]; 8-bit entries have a float16 scale for each head and token,
 // [layers, 2, key/value heads, slots]. A stream's entries lie in blocks of slots, in any order and maybe shared with other
-// streams. Keys are summed up from the first visible one on in one order, so a stream does not depend on the blocks that
-// it lies in, nor on other streams.
+// streams. What a token sees is cut into segments from the first visible entry on, for threads to share; each segment is
+// summed up in order, and then the segments are. So a stream does not depend on the blocks that it lies in, on other
+// streams, nor on the number of threads.
 
 #pragma once
 
@@ -14,38 +15,11 @@
 enum CacheKind : int64_t { CACHE_FLOAT32 = 0, CACHE_BFLOAT16 = 1, CACHE_INT8 = 2 };
 
 constexpr int64_t CHUNK = 64;  // entries of a block, as in paged_cache.py; they are made floats together
+constexpr int64_t SEGMENT = 8 * CHUNK;
 
 inline int64_t entry_bytes(int64_t kind) { return kind == CACHE_FLOAT32 ? 4 : kind == CACHE_BFLOAT16 ? 2 : 1; }
 
-// exp(x) to 1e-7 of its value (the polynomial of Cephes); 0 far below.
-inline __m256 exponential(__m256 x) {
-    const __m256 floor_at = _mm256_set1_ps(-87.3f);
-    const __m256 alive = _mm256_cmp_ps(x, floor_at, _CMP_GE_OQ);
-    x = _mm256_min_ps(_mm256_max_ps(x, floor_at), _mm256_set1_ps(88.3f));
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341f)),
-                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    x = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-    x = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), x);
-    __m256 y = _mm256_set1_ps(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        y = _mm256_fmadd_ps(y, x, _mm256_set1_ps(c));
-    y = _mm256_fmadd_ps(y, _mm256_mul_ps(x, x), _mm256_add_ps(x, _mm256_set1_ps(1.0f)));
-    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_and_ps(_mm256_mul_ps(y, _mm256_castsi256_ps(power)), alive);
-}
-
-inline __m256 hyperbolic_tangent(__m256 x) {
-    const __m256 one = _mm256_set1_ps(1.0f), two = _mm256_set1_ps(2.0f);
-    return _mm256_sub_ps(one, _mm256_div_ps(two, _mm256_add_ps(exponential(_mm256_mul_ps(x, two)), one)));
-}
-
-inline float half_to_float(uint16_t h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
-
-inline uint16_t float_to_half(float f) {
-    return (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(f), _MM_FROUND_TO_NEAREST_INT));
-}
-
-// The entries of one head and one stream of a cache. table: the first slot of each block.
+// The entries of one head and one stream of a cache. table: the first slot of each block. Widths are multiples of 8.
 struct Entries {
     uint8_t* at;
     uint16_t* scales;
@@ -82,30 +56,32 @@ struct Entries {
         const int64_t slot = find(number);
         const uint8_t* from = at + slot * width * entry_bytes(kind);
         if (kind == CACHE_FLOAT32) return (const float*)from;
+        int64_t i = 0;
+        const int64_t whole = num * width;
+        if (kind == CACHE_BFLOAT16) {
+            for (; i + LANES <= whole; i += LANES) store(room + i, widen_bfloat16(from + 2 * i));
+            if (i < whole) _mm256_storeu_ps(room + i, widen_8_bfloat16(from + 2 * i));
+            return room;
+        }
         for (int64_t j = 0; j < num; j++) {
-            float* to = room + j * width;
-            if (kind == CACHE_BFLOAT16) {
-                for (int64_t i = 0; i < width; i += 8) {
-                    const __m128i held = _mm_loadu_si128((const __m128i*)(from + 2 * (j * width + i)));
-                    _mm256_storeu_si256((__m256i*)(to + i), _mm256_slli_epi32(_mm256_cvtepu16_epi32(held), 16));
-                }
-            } else {
-                const __m256 scale = _mm256_set1_ps(half_to_float(scales[slot + j]));
-                for (int64_t i = 0; i < width; i += 8) {
-                    const __m128i held = _mm_loadl_epi64((const __m128i*)(from + j * width + i));
-                    _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(held)), scale));
-                }
-            }
+            const float scale = half_to_float(scales[slot + j]);
+            for (i = 0; i + LANES <= width; i += LANES)
+                store(room + j * width + i, widen_int8(from + j * width + i) * spread(scale));
+            if (i < width)
+                _mm256_storeu_ps(room + j * width + i,
+                                 _mm256_mul_ps(widen_8_int8(from + j * width + i), _mm256_set1_ps(scale)));
         }
         return room;
     }
 };
 
+// Sums by lane of q * k.
 inline __m256 dot_part(const float* q, const float* k, int64_t width) {
-    __m256 acc = _mm256_setzero_ps();
-    for (int64_t i = 0; i < width; i += 8)
-        acc = _mm256_fmadd_ps(_mm256_loadu_ps(q + i), _mm256_loadu_ps(k + i), acc);
-    return acc;
+    Floats acc = spread(0);
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) acc = multiply_add(load(q + i), load(k + i), acc);
+    if (i < width) acc = multiply_add(load_half(q + i), load_half(k + i), acc);
+    return _mm256_add_ps(first_half(acc), second_half(acc));
 }
 
 // scores[j] = q . keys[j] for `num` keys.
@@ -113,6 +89,7 @@ inline void score_keys(const float* q, const float* keys, int64_t num, int64_t w
     int64_t j = 0;
     for (; j + 4 <= num; j += 4) {
         __m256 a[4];
+#pragma GCC unroll 4
         for (int i = 0; i < 4; i++) a[i] = dot_part(q, keys + (j + i) * width, width);
         const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
         _mm_storeu_ps(scores + j, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
@@ -129,57 +106,93 @@ struct Sight {
     int64_t low, high;
     const float* bias;
 
+    int64_t num() const { return std::max<int64_t>(0, high - low); }
+
     // Those of the block of entry `low` + j, from it on.
     int64_t rest(int64_t j) const { return std::min(CHUNK - (low + j) % CHUNK, high - low - j); }
 };
 
-// Scores → weights that sum up to 1; scores have room for 7 more.
-inline void normalise_scores(float* scores, int64_t num, const Sight& sight, float scale, float cap) {
-    const int64_t rounded = round_up(num, 8);
+// A segment's part of an answer: the largest score, and weighted sums with the total of the weights.
+struct Partial {
+    float top = -INFINITY, total = 0;
+};
+
+// Scores of a segment, which begins with entry `low` + `begin`, → weights e^(score - largest). There is room for 15 more.
+inline Partial weigh_scores(float* scores, int64_t num, int64_t begin, const Sight& sight, float scale, float cap) {
+    const int64_t rounded = round_up(num, LANES);
     for (int64_t j = num; j < rounded; j++) scores[j] = 0;
-    const __m256 factor = _mm256_set1_ps(scale);
-    for (int64_t j = 0; j < rounded; j += 8) {
-        __m256 s = _mm256_mul_ps(_mm256_loadu_ps(scores + j), factor);
-        if (cap > 0)
-            s = _mm256_mul_ps(hyperbolic_tangent(_mm256_div_ps(s, _mm256_set1_ps(cap))), _mm256_set1_ps(cap));
-        _mm256_storeu_ps(scores + j, s);
+    for (int64_t j = 0; j < rounded; j += LANES) {
+        Floats s = load(scores + j) * spread(scale);
+        if (cap > 0) s = hyperbolic_tangent(s / spread(cap)) * spread(cap);
+        store(scores + j, s);
     }
     if (sight.bias != nullptr)
-        for (int64_t j = 0; j < num; j++) scores[j] += sight.bias[sight.low + j];
+        for (int64_t j = 0; j < num; j++) scores[j] += sight.bias[sight.low + begin + j];
     for (int64_t j = num; j < rounded; j++) scores[j] = -INFINITY;
-    __m256 top = _mm256_set1_ps(-INFINITY);
-    for (int64_t j = 0; j < rounded; j += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(scores + j));
-    const __m256 most = _mm256_set1_ps(max_lanes(top));
-    __m256 total = _mm256_setzero_ps();
-    for (int64_t j = 0; j < rounded; j += 8) {
-        const __m256 e = exponential(_mm256_sub_ps(_mm256_loadu_ps(scores + j), most));
-        _mm256_storeu_ps(scores + j, e);
-        total = _mm256_add_ps(total, e);
+    Floats top = spread(-INFINITY), total = spread(0);
+    for (int64_t j = 0; j < rounded; j += LANES) top = greater(top, load(scores + j));
+    const float most = max_lanes(top);
+    if (most == -INFINITY) {  // none is seen
+        std::memset(scores, 0, rounded * sizeof(float));
+        return {};
     }
-    const __m256 inverse = _mm256_set1_ps(1.0f / sum_lanes(total));
-    for (int64_t j = 0; j < rounded; j += 8)
-        _mm256_storeu_ps(scores + j, _mm256_mul_ps(_mm256_loadu_ps(scores + j), inverse));
+    for (int64_t j = 0; j < rounded; j += LANES) {
+        const Floats e = exponential(load(scores + j) - spread(most));
+        store(scores + j, e);
+        total = total + e;
+    }
+    return {most, sum_lanes(total)};
 }
 
-inline void add_values(const float* weights, const float* values, int64_t num, int64_t width, float* out) {
-    for (int64_t i = 0; i < width; i += 64) {  // up to 8 sums at a time
-        const int64_t lanes = std::min<int64_t>(8, (width - i) / 8);
-        __m256 acc[8];
-        for (int64_t n = 0; n < lanes; n++) acc[n] = _mm256_loadu_ps(out + i + 8 * n);
-        if (lanes == 8) {
-            for (int64_t j = 0; j < num; j++) {
-                const __m256 weight = _mm256_broadcast_ss(weights + j);
-#pragma GCC unroll 8
-                for (int n = 0; n < 8; n++)
-                    acc[n] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(values + j * width + i + 8 * n), acc[n]);
-            }
-        } else {
-            for (int64_t j = 0; j < num; j++) {
-                const __m256 weight = _mm256_broadcast_ss(weights + j);
-                for (int64_t n = 0; n < lanes; n++)
-                    acc[n] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(values + j * width + i + 8 * n), acc[n]);
-            }
-        }
-        for (int64_t n = 0; n < lanes; n++) _mm256_storeu_ps(out + i + 8 * n, acc[n]);
+// out [width] += weights . values, for N times 16 of the width.
+template <int N>
+inline void add_lanes(const float* weights, const float* values, int64_t num, int64_t width, float* out) {
+    Floats even[N], odd[N];  // two sums each, since one waits for itself
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) {
+        even[n] = load(out + LANES * n);
+        odd[n] = spread(0);
     }
+    int64_t j = 0;
+    for (; j + 2 <= num; j += 2) {
+        const Floats a = spread(weights[j]), b = spread(weights[j + 1]);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) {
+            even[n] = multiply_add(a, load(values + j * width + LANES * n), even[n]);
+            odd[n] = multiply_add(b, load(values + (j + 1) * width + LANES * n), odd[n]);
+        }
+    }
+    for (int n = 0; n < N; n++) {
+        if (j < num) even[n] = multiply_add(spread(weights[j]), load(values + j * width + LANES * n), even[n]);
+        store(out + LANES * n, even[n] + odd[n]);
+    }
+}
+
+// out [width] += weights . values.
+inline void add_values(const float* weights, const float* values, int64_t num, int64_t width, float* out) {
+    constexpr int most = WIDE ? 4 : 2;  // twice so many sums fit into registers
+    int64_t i = 0;
+    for (; i + most * LANES <= width; i += most * LANES) add_lanes<most>(weights, values + i, num, width, out + i);
+    for (; i + LANES <= width; i += LANES) add_lanes<1>(weights, values + i, num, width, out + i);
+    if (i == width) return;
+    __m256 last = _mm256_loadu_ps(out + i);
+    for (int64_t j = 0; j < num; j++)
+        last = _mm256_fmadd_ps(_mm256_set1_ps(weights[j]), _mm256_loadu_ps(values + j * width + i), last);
+    _mm256_storeu_ps(out + i, last);
+}
+
+// out [width] of the sums [width] of `num` segments, and their parts.
+inline void join_segments(const float* sums, int64_t stride, const Partial* parts, int64_t num, int64_t width,
+                          float* out) {
+    float top = -INFINITY, total = 0;
+    for (int64_t s = 0; s < num; s++) top = std::max(top, parts[s].top);
+    std::memset(out, 0, width * sizeof(float));
+    if (top == -INFINITY) return;
+    for (int64_t s = 0; s < num; s++) {
+        if (parts[s].top == -INFINITY) continue;
+        const float weight = max_lanes(exponential(spread(parts[s].top - top)));
+        total += parts[s].total * weight;
+        for (int64_t i = 0; i < width; i++) out[i] += sums[s * stride + i] * weight;
+    }
+    for (int64_t i = 0; i < width; i++) out[i] /= total;
 }

@@ -19,10 +19,13 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("step.cpp", "teams.h", "attention.h", "products.h")
+SOURCES = ("step.cpp", "crew.h", "teams.h", "attention.h", "products.h", "vector.h")
 # -ffp-contract=off: sums are to be the same, to the last bit, however many rows are computed
-FLAGS = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off", "-pthread", "-shared", "-fPIC")
+# What `vector.h` asks for beside these, by the names that Linux has for a processor's features.
+WIDE = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 OFF = "UNIMODAL_NO_NATIVE"
+NARROW = "UNIMODAL_NO_AVX512"
 
 log = logging.getLogger("unimodal.generation")
 
@@ -41,6 +44,16 @@ def load_native() -> tuple[ctypes.CDLL | None, str]:
         return None, str(error)
 
 
+def choose_flags() -> tuple[str, ...]:
+    """Those of this processor: AVX-512 where it has all of `WIDE` and UNIMODAL_NO_AVX512 is not set, else AVX2."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    known = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    if os.environ.get(NARROW) or not known.issuperset(WIDE):
+        return FLAGS
+    return (*FLAGS, *(f"-m{name.replace('_', '')}" for name in WIDE))
+
+
 def build_native() -> Path:
     """The compiled library of these sources; made if it is not there. Raises OSError, of one line, if it cannot be."""
     from torch.utils.cpp_extension import get_cxx_compiler, get_default_build_root
@@ -48,14 +61,15 @@ def build_native() -> Path:
     folder = Path(__file__).parent
     read = b"".join((folder / name).read_bytes() for name in SOURCES)
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    made = root / f"unimodal_step_{hashlib.sha256(read + ' '.join(FLAGS).encode()).hexdigest()[:16]}.so"
+    flags = choose_flags()
+    made = root / f"unimodal_step_{hashlib.sha256(read + ' '.join(flags).encode()).hexdigest()[:16]}.so"
     if made.is_file():
         return made
     log.info("compiling %s, once", made)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as room:
         fresh = Path(room) / made.name
-        command = [get_cxx_compiler(), *FLAGS, str(folder / SOURCES[0]), "-o", str(fresh)]
+        command = [get_cxx_compiler(), *flags, str(folder / SOURCES[0]), "-o", str(fresh)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError:

@@ -21,6 +21,7 @@ from unimodal.generation.decoders.lean_layers import RotaryTables
 from unimodal.generation.decoders.packed_layers import PackedLayers
 from unimodal.generation.decoders.paged_cache import BLOCK
 from unimodal.generation.decoders.step_view import StepView
+from unimodal.generation.large_pages import LargePages
 from unimodal.generation.native.build import load_native
 from unimodal.generation.native.structures import Layer, Model, PackedProduct, Step
 from unimodal.generation.native.weights import KINDS, interleave, pack_blocks, pack_vector
@@ -64,11 +65,12 @@ class NativeLayers(PackedLayers):
             raise ValueError(f"the native step does not fit: {problem}")
         self._library = library
         self._kept: list[Tensor] = []  # what the structures point at
+        self._pages = LargePages()
         self._layers: ctypes.Array[Layer] = (Layer * 0)()
         self._model = Model()
 
     def pack(self, layers: list[LayerWeights]) -> None:
-        self._kept = []
+        self._kept, self._pages = [], LargePages()
         self._layers = (Layer * len(layers))(*map(self._make_layer, range(len(layers)), layers))
         base = self.base
         last_norm, eps = read_norm(self.backbone.norm, base.added)  # the eps of all
@@ -120,9 +122,8 @@ class NativeLayers(PackedLayers):
         return PackedProduct(self._keep(packed), held, weight.shape[0], weight.shape[1])
 
     def _keep(self, tensor: Tensor) -> int:
-        tensor = tensor.contiguous()
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+        self._kept.append(self._pages.copy(tensor))
+        return self._kept[-1].data_ptr()
 
     def run(self, x: Tensor, rotary: RotaryTables, view: StepView) -> Tensor:
         (num_streams, num_new, _), dtype = x.shape, x.dtype

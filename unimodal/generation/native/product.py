@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unimodal.generation.decoders.products import PRODUCTS, Product
+from unimodal.generation.large_pages import LargePages
 from unimodal.generation.native import structures
 from unimodal.generation.native.build import load_native
 from unimodal.generation.native.weights import BLOCK, KINDS, pack_blocks, pack_vector
@@ -26,7 +27,7 @@ class NativeProduct:
         if library is None:
             raise ValueError(f"there is no native product: {reason}")
         self._library, self._kind = library, KINDS[kind]
-        self.weight = pack_blocks(weight, kind)
+        self.weight = LargePages(0).copy(pack_blocks(weight, kind))
         self.bias = None if bias is None else pack_vector(bias)
         self.num = len(weight)
         held = None if self.bias is None else self.bias.data_ptr()

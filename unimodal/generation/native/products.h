@@ -1,9 +1,9 @@
-// Products x @ W.T of a few rows of activations with packed weights, by AVX2.
+// Products x @ W.T of a few rows of activations with packed weights, by AVX2 or AVX-512.
 //
 // A packed weight is made of blocks of 16 outputs, which lie side by side, so that an input is broadcast to all of them
 // and no sum crosses a register. For each block (`packing.py` writes them):
 //   float32   [inputs, 16]
-//   bfloat16  [inputs, 8] pairs: output j in the lower half, output j + 8 in the upper
+//   bfloat16  [inputs / 2, 16] pairs: an input in the lower half, the next one in the upper
 //   int8      for each group of 32 inputs: [8, 16, 4] integers, then the float16 scale of each of the 16 outputs
 //   int4      for each group of 32 inputs: [4, 16, 4] bytes, inputs 0..15 in the lower nibbles (offset 8), 16..31 in the
 //             upper ones, then the float16 scales
@@ -14,18 +14,11 @@
 
 #pragma once
 
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "vector.h"
 
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
-constexpr int64_t BLOCK = 16, GROUP = 32;
-
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t BLOCK = LANES, GROUP = 32;
 
 struct Product {
     const uint8_t* weight;
@@ -40,7 +33,7 @@ inline bool is_integer(int64_t kind) { return kind == INT8 || kind == INT4; }
 inline int64_t block_bytes(int64_t kind, int64_t cols) {
     switch (kind) {
         case FLOAT32: return cols * 64;
-        case BFLOAT16: return cols * 32;
+        case BFLOAT16: return round_up(cols, 2) * 32;
         case INT8: return round_up(cols, GROUP) / GROUP * 544;
         default: return round_up(cols, GROUP) / GROUP * 288;
     }
@@ -55,18 +48,6 @@ struct Inputs {
     int32_t* sums = nullptr;     // [rows, groups], 8 times the sum of a group's integers
     int64_t groups = 0;
 };
-
-inline float sum_lanes(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-inline float max_lanes(__m256 v) {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
-}
 
 inline __m256 absolute(__m256 v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
 
@@ -102,121 +83,168 @@ inline void quantise_row(const float* x, int64_t cols, const Inputs& to, int64_t
                            to.integers + (row * to.groups + g) * GROUP, to.sums + row * to.groups + g);
 }
 
-template <int64_t KIND>
-inline void load_weights(const uint8_t* w, __m256& low, __m256& high) {
-    if (KIND == FLOAT32) {
-        low = _mm256_loadu_ps((const float*)w);
-        high = _mm256_loadu_ps((const float*)w + 8);
-    } else {
-        const __m256i pairs = _mm256_loadu_si256((const __m256i*)w);
-        low = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-        high = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xFFFF0000)));
-    }
-}
-
-// NB blocks of 16 outputs for MT rows from `row` on.
+// NB blocks of 16 outputs for MT rows from `row` on. Every sum is taken from the first input to the last.
 template <int64_t KIND, int NB, int MT>
-inline void multiply_floats(const uint8_t* w, int64_t cols, const Inputs& in, int64_t row, __m256 (&out)[NB][MT][2]) {
-    constexpr int64_t step = KIND == FLOAT32 ? 64 : 32;
+inline void multiply_floats(const uint8_t* w, int64_t cols, const Inputs& in, int64_t row, Floats (&acc)[NB][MT]) {
+    const int64_t bytes = block_bytes(KIND, cols);
     const float* x[MT];
     for (int m = 0; m < MT; m++) x[m] = in.values + (row + m) * in.stride;
-    __m256 acc[NB][MT][2];
     for (int b = 0; b < NB; b++)
-        for (int m = 0; m < MT; m++) acc[b][m][0] = acc[b][m][1] = _mm256_setzero_ps();
-    for (int64_t k = 0; k < cols; k++) {
-        __m256 value[MT];
-        for (int m = 0; m < MT; m++) value[m] = _mm256_broadcast_ss(x[m] + k);
+        for (int m = 0; m < MT; m++) acc[b][m] = spread(0);
+    if (KIND == FLOAT32) {
+        for (int64_t k = 0; k < cols; k++)
+#pragma GCC unroll 4
+            for (int b = 0; b < NB; b++) {
+                const Floats weights = load((const float*)(w + b * bytes) + k * BLOCK);
+#pragma GCC unroll 8
+                for (int m = 0; m < MT; m++) acc[b][m] = multiply_add(weights, spread(x[m][k]), acc[b][m]);
+            }
+        return;
+    }
+    for (int64_t k = 0; k + 1 < cols; k += 2)
+#pragma GCC unroll 4
         for (int b = 0; b < NB; b++) {
-            __m256 low, high;
-            load_weights<KIND>(w + (b * cols + k) * step, low, high);
+            Floats lower, upper;
+            split_pairs(w + b * bytes + k * 2 * BLOCK, lower, upper);
+#pragma GCC unroll 8
             for (int m = 0; m < MT; m++) {
-                acc[b][m][0] = _mm256_fmadd_ps(low, value[m], acc[b][m][0]);
-                acc[b][m][1] = _mm256_fmadd_ps(high, value[m], acc[b][m][1]);
+                acc[b][m] = multiply_add(lower, spread(x[m][k]), acc[b][m]);
+                acc[b][m] = multiply_add(upper, spread(x[m][k + 1]), acc[b][m]);
             }
         }
+    if (cols % 2 == 0) return;
+    for (int b = 0; b < NB; b++) {
+        Floats lower, upper;
+        split_pairs(w + b * bytes + (cols - 1) * 2 * BLOCK, lower, upper);
+        for (int m = 0; m < MT; m++) acc[b][m] = multiply_add(lower, spread(x[m][cols - 1]), acc[b][m]);
     }
-    for (int b = 0; b < NB; b++)
-        for (int m = 0; m < MT; m++) {
-            out[b][m][0] = acc[b][m][0];
-            out[b][m][1] = acc[b][m][1];
-        }
 }
 
-inline __m256i broadcast_four(const int8_t* x) {
+inline int32_t read_four(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
-    return _mm256_set1_epi32(four);
+    return four;
 }
 
+#if WIDE
+
+// The sums of a group of 32 inputs for 16 outputs and MT rows, as floats.
 template <int64_t KIND, int MT>
-inline void multiply_integers(const uint8_t* w, const Inputs& in, int64_t row, __m256 (&out)[1][MT][2]) {
-    const __m256i ones = _mm256_set1_epi16(1), nibble = _mm256_set1_epi8(15);
-    __m256 acc[MT][2];
-    for (int m = 0; m < MT; m++) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
-    const int8_t* x[MT];
-    for (int m = 0; m < MT; m++) x[m] = in.integers + (row + m) * in.groups * GROUP;
-    for (int64_t g = 0; g < in.groups; g++) {
-        __m256i sum[MT][2];
-        for (int m = 0; m < MT; m++) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
-        if (KIND == INT8) {
+inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* const* sums, int64_t g,
+                      Floats (&out)[MT]) {
+    // The instruction multiplies unsigned by signed integers. Weights of 8 bits become unsigned with 128 added to each,
+    // those of 4 bits hold 8 more than they are; what that adds to a sum is known from the inputs alone.
+    constexpr int chains = MT == 1 ? 4 : 1;  // of one row, since a sum waits for itself; whole numbers have no rounding
+    __m512i sum[MT][chains];
 #pragma GCC unroll 8
-            for (int q = 0; q < 8; q++) {
-                const __m256i w0 = _mm256_loadu_si256((const __m256i*)w);
-                const __m256i w1 = _mm256_loadu_si256((const __m256i*)(w + 32));
-                const __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
-                w += 64;
+    for (int m = 0; m < MT; m++) {
+        sum[m][0] = _mm512_set1_epi32((KIND == INT8 ? -16 : -1) * sums[m][g]);
+        for (int c = 1; c < chains; c++) sum[m][c] = _mm512_setzero_si512();
+    }
+    const auto add = [&](int m, int c, __m512i weights, const int8_t* four) {
+        __m512i& to = sum[m][c % chains];
+        to = _mm512_dpbusd_epi32(to, weights, _mm512_set1_epi32(read_four(four)));
+    };
+    if (KIND == INT8) {
+#pragma GCC unroll 8
+        for (int q = 0; q < 8; q++) {
+            const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(w + 64 * q), _mm512_set1_epi8(-128));
+#pragma GCC unroll 8
+            for (int m = 0; m < MT; m++) add(m, q, weights, x[m] + g * GROUP + 4 * q);
+        }
+    } else {
+        const __m512i nibble = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) {
+            const __m512i both = _mm512_loadu_si512(w + 64 * q);
+            const __m512i lower = _mm512_and_si512(both, nibble);
+            const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+#pragma GCC unroll 8
+            for (int m = 0; m < MT; m++) {
+                add(m, 2 * q, lower, x[m] + g * GROUP + 4 * q);
+                add(m, 2 * q + 1, upper, x[m] + g * GROUP + 16 + 4 * q);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MT; m++) {
+        __m512i total = sum[m][0];
+        for (int c = 1; c < chains; c++) total = _mm512_add_epi32(total, sum[m][c]);
+        out[m].v = _mm512_cvtepi32_ps(total);
+    }
+}
+
+#else
+
+// The sums of a group of 32 inputs for 16 outputs and MT rows, as floats.
+template <int64_t KIND, int MT>
+inline void sum_group(const uint8_t* w, const int8_t* const* x, const int32_t* const* sums, int64_t g,
+                      Floats (&out)[MT]) {
+    const __m256i ones = _mm256_set1_epi16(1), nibble = _mm256_set1_epi8(15);
+    __m256i sum[MT][2];
+    for (int m = 0; m < MT; m++) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
+    if (KIND == INT8) {
+#pragma GCC unroll 8
+        for (int q = 0; q < 8; q++)
+            for (int half = 0; half < 2; half++) {
+                const __m256i weights = _mm256_loadu_si256((const __m256i*)(w + 64 * q + 32 * half));
+                const __m256i sizes = _mm256_abs_epi8(weights);
+#pragma GCC unroll 2
                 for (int m = 0; m < MT; m++) {
                     // |w| * (x with the sign of w): two products of at most 127 * 127 fit 16 bits
-                    const __m256i v = broadcast_four(x[m] + g * GROUP + 4 * q);
-                    const __m256i p0 = _mm256_maddubs_epi16(a0, _mm256_sign_epi8(v, w0));
-                    const __m256i p1 = _mm256_maddubs_epi16(a1, _mm256_sign_epi8(v, w1));
-                    sum[m][0] = _mm256_add_epi32(sum[m][0], _mm256_madd_epi16(p0, ones));
-                    sum[m][1] = _mm256_add_epi32(sum[m][1], _mm256_madd_epi16(p1, ones));
+                    const __m256i four = _mm256_set1_epi32(read_four(x[m] + g * GROUP + 4 * q));
+                    const __m256i pairs = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(four, weights));
+                    sum[m][half] = _mm256_add_epi32(sum[m][half], _mm256_madd_epi16(pairs, ones));
                 }
             }
-        } else {
+    } else {
 #pragma GCC unroll 4
-            for (int q = 0; q < 4; q++) {
-                const __m256i w0 = _mm256_loadu_si256((const __m256i*)w);
-                const __m256i w1 = _mm256_loadu_si256((const __m256i*)(w + 32));
-                const __m256i l0 = _mm256_and_si256(w0, nibble), l1 = _mm256_and_si256(w1, nibble);
-                const __m256i h0 = _mm256_and_si256(_mm256_srli_epi16(w0, 4), nibble);
-                const __m256i h1 = _mm256_and_si256(_mm256_srli_epi16(w1, 4), nibble);
-                w += 64;
+        for (int q = 0; q < 4; q++)
+            for (int half = 0; half < 2; half++) {
+                const __m256i both = _mm256_loadu_si256((const __m256i*)(w + 64 * q + 32 * half));
+                const __m256i lower = _mm256_and_si256(both, nibble);
+                const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
                 for (int m = 0; m < MT; m++) {  // 16 products of at most 15 * 127 fit 16 bits
-                    const __m256i lower = broadcast_four(x[m] + g * GROUP + 4 * q);
-                    const __m256i upper = broadcast_four(x[m] + g * GROUP + 16 + 4 * q);
-                    sum[m][0] = _mm256_add_epi16(sum[m][0], _mm256_maddubs_epi16(l0, lower));
-                    sum[m][1] = _mm256_add_epi16(sum[m][1], _mm256_maddubs_epi16(l1, lower));
-                    sum[m][0] = _mm256_add_epi16(sum[m][0], _mm256_maddubs_epi16(h0, upper));
-                    sum[m][1] = _mm256_add_epi16(sum[m][1], _mm256_maddubs_epi16(h1, upper));
+                    const int8_t* at = x[m] + g * GROUP + 4 * q;
+                    __m256i& s = sum[m][half];
+                    s = _mm256_add_epi16(s, _mm256_maddubs_epi16(lower, _mm256_set1_epi32(read_four(at))));
+                    s = _mm256_add_epi16(s, _mm256_maddubs_epi16(upper, _mm256_set1_epi32(read_four(at + 16))));
                 }
             }
-            for (int m = 0; m < MT; m++) {
-                const __m256i offset = _mm256_set1_epi32(in.sums[(row + m) * in.groups + g]);
-                for (int half = 0; half < 2; half++)
-                    sum[m][half] = _mm256_sub_epi32(_mm256_madd_epi16(sum[m][half], ones), offset);
-            }
-        }
-        const __m256 s0 = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)w));
-        const __m256 s1 = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(w + 16)));
-        w += 32;
-        for (int m = 0; m < MT; m++) {
-            const __m256 scale = _mm256_broadcast_ss(in.scales + (row + m) * in.groups + g);
-            acc[m][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m][0]), _mm256_mul_ps(s0, scale), acc[m][0]);
-            acc[m][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m][1]), _mm256_mul_ps(s1, scale), acc[m][1]);
-        }
+        for (int m = 0; m < MT; m++)
+            for (int half = 0; half < 2; half++)  // 4 bits hold 8 more than the weights are
+                sum[m][half] = _mm256_sub_epi32(_mm256_madd_epi16(sum[m][half], ones), _mm256_set1_epi32(sums[m][g]));
     }
+    for (int m = 0; m < MT; m++) out[m] = {_mm256_cvtepi32_ps(sum[m][0]), _mm256_cvtepi32_ps(sum[m][1])};
+}
+
+#endif
+
+template <int64_t KIND, int MT>
+inline void multiply_integers(const uint8_t* w, const Inputs& in, int64_t row, Floats (&acc)[1][MT]) {
+    constexpr int64_t integers = KIND == INT8 ? 512 : 256;  // bytes of a group, behind which its scales lie
+    const int8_t* x[MT];
+    const int32_t* sums[MT];
+    const float* scales[MT];
     for (int m = 0; m < MT; m++) {
-        out[0][m][0] = acc[m][0];
-        out[0][m][1] = acc[m][1];
+        x[m] = in.integers + (row + m) * in.groups * GROUP;
+        sums[m] = in.sums + (row + m) * in.groups;
+        scales[m] = in.scales + (row + m) * in.groups;
+        acc[0][m] = spread(0);
+    }
+    for (int64_t g = 0; g < in.groups; g++, w += integers + 32) {
+        Floats found[MT];
+        sum_group<KIND, MT>(w, x, sums, g, found);
+        const Floats own = widen_half(w + integers);
+#pragma GCC unroll 8
+        for (int m = 0; m < MT; m++) acc[0][m] = multiply_add(found[m], own * spread(scales[m][g]), acc[0][m]);
     }
 }
 
-// NB blocks of MT rows, each given to `store(row, block, first 8 outputs, last 8 outputs)`.
-template <int64_t KIND, int NB, int MT, class Store>
-inline void multiply_tile(const Product& p, const Inputs& in, int64_t row, int64_t block, const Store& store) {
-    __m256 out[NB][MT][2];
+// NB blocks of MT rows, each given to `keep(row, block, 16 outputs)`.
+template <int64_t KIND, int NB, int MT, class Keep>
+inline void multiply_tile(const Product& p, const Inputs& in, int64_t row, int64_t block, const Keep& keep) {
+    Floats out[NB][MT];
     const uint8_t* w = p.weight + block * block_bytes(KIND, p.cols);
     if constexpr (KIND == INT8 || KIND == INT4)
         multiply_integers<KIND, MT>(w, in, row, out);
@@ -224,47 +252,46 @@ inline void multiply_tile(const Product& p, const Inputs& in, int64_t row, int64
         multiply_floats<KIND, NB, MT>(w, p.cols, in, row, out);
     for (int b = 0; b < NB; b++)
         for (int m = 0; m < MT; m++) {
-            if (p.bias != nullptr)
-                for (int half = 0; half < 2; half++)
-                    out[b][m][half] =
-                        _mm256_add_ps(out[b][m][half], _mm256_loadu_ps(p.bias + (block + b) * BLOCK + 8 * half));
-            store(row + m, block + b, out[b][m][0], out[b][m][1]);
+            if (p.bias != nullptr) out[b][m] = out[b][m] + load(p.bias + (block + b) * BLOCK);
+            keep(row + m, block + b, out[b][m]);
         }
 }
 
-template <int64_t KIND, class Store>
-inline void multiply_kind(const Product& p, const Inputs& in, int64_t rows, int64_t first, int64_t last,
-                          const Store& store) {
-    // Several blocks at a time for one row, since one sum of floats waits for itself; several rows for one block.
-    constexpr bool whole = KIND == INT8 || KIND == INT4;
-    constexpr int most = whole ? 2 : 4;
+// The rows from `row` to `end`, MT at a time, then half as many.
+template <int64_t KIND, int NB, int MT, class Keep>
+inline void multiply_rows(const Product& p, const Inputs& in, int64_t row, int64_t end, int64_t block,
+                          const Keep& keep) {
+    for (; row + MT <= end; row += MT) multiply_tile<KIND, NB, MT>(p, in, row, block, keep);
+    if constexpr (MT > 1) multiply_rows<KIND, NB, MT / 2>(p, in, row, end, block, keep);
+}
+
+template <int64_t KIND, int NB, int MT, class Keep>
+inline void multiply_blocks(const Product& p, const Inputs& in, int64_t begin, int64_t end, int64_t first, int64_t last,
+                            const Keep& keep) {
     int64_t block = first;
-    if (!whole && rows == 1)
-        for (; block + 4 <= last; block += 4) multiply_tile<KIND, whole ? 1 : 4, 1>(p, in, 0, block, store);
-    if (!whole && rows == 2)
-        for (; block + 2 <= last; block += 2) multiply_tile<KIND, whole ? 1 : 2, 2>(p, in, 0, block, store);
-    for (int64_t begin = 0; begin < rows; begin += 64) {
-        const int64_t end = std::min(rows, begin + 64);
-        for (int64_t b = block; b < last; b++) {
-            int64_t m = begin;
-            for (; m + most <= end; m += most) multiply_tile<KIND, 1, most>(p, in, m, b, store);
-            if (!whole && m + 2 <= end) {
-                multiply_tile<KIND, 1, 2>(p, in, m, b, store);
-                m += 2;
-            }
-            for (; m < end; m++) multiply_tile<KIND, 1, 1>(p, in, m, b, store);
-        }
-    }
+    for (; block + NB <= last; block += NB) multiply_rows<KIND, NB, MT>(p, in, begin, end, block, keep);
+    for (; block < last; block++) multiply_rows<KIND, 1, MT>(p, in, begin, end, block, keep);
+}
+
+template <int64_t KIND, class Keep>
+inline void multiply_kind(const Product& p, const Inputs& in, int64_t rows, int64_t first, int64_t last,
+                          const Keep& keep) {
+    // Several blocks at a time for one row, since one sum waits for itself; else several rows, which read weights once.
+    constexpr bool whole = KIND == INT8 || KIND == INT4;
+    constexpr int rows_at_once = WIDE ? 8 : whole ? 2 : 4, blocks_of_rows = whole || !WIDE ? 1 : 2;
+    if (rows == 1) return multiply_blocks<KIND, whole ? 1 : 4, 1>(p, in, 0, 1, first, last, keep);
+    for (int64_t begin = 0; begin < rows; begin += 64)
+        multiply_blocks<KIND, blocks_of_rows, rows_at_once>(p, in, begin, std::min(rows, begin + 64), first, last, keep);
 }
 
 // Outputs of the blocks first..last for `rows` rows of inputs.
-template <class Store>
+template <class Keep>
 inline void multiply(int64_t kind, const Product& p, const Inputs& in, int64_t rows, int64_t first, int64_t last,
-                     const Store& store) {
+                     const Keep& keep) {
     switch (kind) {
-        case FLOAT32: return multiply_kind<FLOAT32>(p, in, rows, first, last, store);
-        case BFLOAT16: return multiply_kind<BFLOAT16>(p, in, rows, first, last, store);
-        case INT8: return multiply_kind<INT8>(p, in, rows, first, last, store);
-        default: return multiply_kind<INT4>(p, in, rows, first, last, store);
+        case FLOAT32: return multiply_kind<FLOAT32>(p, in, rows, first, last, keep);
+        case BFLOAT16: return multiply_kind<BFLOAT16>(p, in, rows, first, last, keep);
+        case INT8: return multiply_kind<INT8>(p, in, rows, first, last, keep);
+        default: return multiply_kind<INT4>(p, in, rows, first, last, keep);
     }
 }

@@ -2,10 +2,9 @@
 //
 // `native_layers.py` fills in these structures (they must agree with its ctypes classes), `build.py` compiles this file.
 
-#include <omp.h>
+#include <memory>
 
-#include <atomic>
-
+#include "crew.h"
 #include "teams.h"
 
 enum Activation : int64_t { SILU = 0, GELU_TANH = 1, GELU = 2 };
@@ -68,20 +67,17 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t half) {
     }
 }
 
-static __m256 activate(int64_t kind, __m256 x) {
-    const __m256 one = _mm256_set1_ps(1.0f), half = _mm256_set1_ps(0.5f);
-    if (kind == SILU)
-        return _mm256_div_ps(x, _mm256_add_ps(one, exponential(_mm256_sub_ps(_mm256_setzero_ps(), x))));
+static Floats activate(int64_t kind, Floats x) {
+    const Floats one = spread(1.0f);
+    if (kind == SILU) return x / (one + exponential(spread(0.0f) - x));
     if (kind == GELU_TANH) {
-        const __m256 cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
-        const __m256 inner = _mm256_fmadd_ps(cube, _mm256_set1_ps(0.044715f), x);
-        const __m256 t = hyperbolic_tangent(_mm256_mul_ps(inner, _mm256_set1_ps(0.7978845608028654f)));
-        return _mm256_mul_ps(_mm256_mul_ps(half, x), _mm256_add_ps(one, t));
+        const Floats inner = multiply_add(x * x * x, spread(0.044715f), x);
+        return spread(0.5f) * x * (one + hyperbolic_tangent(inner * spread(0.7978845608028654f)));
     }
-    alignas(32) float held[8];
-    _mm256_store_ps(held, x);
+    alignas(64) float held[LANES];
+    store(held, x);
     for (float& v : held) v = 0.5f * v * (1.0f + std::erf(v * 0.70710678118654752f));
-    return _mm256_load_ps(held);
+    return load(held);
 }
 
 namespace {
@@ -92,15 +88,25 @@ struct Rooms {
     std::vector<int8_t> integers;
     std::vector<float> scales;
     std::vector<int32_t> sums;
-    std::vector<std::atomic<int64_t>> counters;
+    std::unique_ptr<float[]> segment_sums;  // [tokens, heads, segments, head width]
+    std::vector<Partial> segment_parts;     // [tokens, heads, segments]
+    std::vector<Phase> phases;
 
-    explicit Rooms(size_t phases) : counters(phases) {}
+    explicit Rooms(size_t num_phases) : phases(num_phases) {}
 };
+
+// A segment of what the tokens of a team see.
+struct Piece {
+    const Team* team;
+    int64_t segment;
+};
+
+constexpr int64_t PHASES = 10;  // of a layer
 
 class Run {
   public:
     Run(const Model& model, const Step& step)
-        : m(model), s(step), tokens(step.streams * step.num_new), rooms(model.num_layers * 6) {
+        : m(model), s(step), tokens(step.streams * step.num_new), rooms(model.num_layers * PHASES + 1) {
         qkv_stride = round_up((m.heads + 2 * m.kv_heads) * m.head_width, BLOCK);
         added_stride = round_up(m.width, BLOCK);
         inner_stride = round_up(m.inner, GROUP);
@@ -109,9 +115,17 @@ class Run {
         rooms.attended.resize(tokens * m.heads * m.head_width);
         rooms.added.resize(tokens * added_stride);
         rooms.inner.resize(tokens * inner_stride);
+        for (int64_t token = 0; token < tokens; token++)
+            for (const StepCache& held : s.held)
+                if (held.high != nullptr) segments = std::max(segments, count_segments(held.high[token]));
         singles = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, 1);
-        const int64_t most = std::max<int64_t>(1, tokens * m.kv_heads / (4 * s.threads));  // no thread without work
+        // so many that all threads have work
+        const int64_t most = std::max<int64_t>(1, tokens * m.kv_heads * segments / (4 * s.threads));
         together = make_teams(s.held[0].table, s.held[0].blocks, s.held[0].high, s.streams, s.num_new, most);
+        single_pieces = cut(singles);
+        common_pieces = cut(together);
+        rooms.segment_sums.reset(new float[tokens * m.heads * segments * m.head_width]);
+        rooms.segment_parts.resize(tokens * m.heads * segments);
         if (is_integer(m.kind)) {
             const int64_t groups = std::max({round_up(m.width, GROUP), round_up(m.heads * m.head_width, GROUP),
                                              inner_stride}) / GROUP;
@@ -126,66 +140,53 @@ class Run {
     const Step& s;
     const int64_t tokens;
     Rooms rooms;
-    int64_t qkv_stride, added_stride, inner_stride;
+    int64_t qkv_stride, added_stride, inner_stride, segments = 1;
     std::vector<Team> singles, together;  // of layers with a window or a mask, and of all others, whose cache is the first
+    std::vector<Piece> single_pieces, common_pieces;
 
-    static void wait() {
-#pragma omp barrier
+    static int64_t count_segments(int64_t num) { return (num + SEGMENT - 1) / SEGMENT; }
+
+    std::vector<Piece> cut(const std::vector<Team>& teams) const {
+        std::vector<Piece> pieces;
+        for (const Team& team : teams)
+            for (int64_t segment = 0; segment < segments; segment++) pieces.push_back({&team, segment});
+        return pieces;
     }
 
     // Adds outputs to x, or keeps them for the norm that comes first.
     auto adder(const Layer& layer, const float* norm) {
-        return [this, &layer, norm](int64_t row, int64_t block, __m256 low, __m256 high) {
-            if (norm != nullptr) {
-                float* to = rooms.added.data() + row * added_stride + block * BLOCK;
-                _mm256_storeu_ps(to, low);
-                _mm256_storeu_ps(to + 8, high);
-                return;
-            }
-            alignas(32) float held[BLOCK];
-            const __m256 factor = _mm256_set1_ps(layer.residual);
+        return [this, &layer, norm](int64_t row, int64_t block, Floats found) {
+            if (norm != nullptr) return store(rooms.added.data() + row * added_stride + block * BLOCK, found);
+            alignas(64) float held[BLOCK] = {0};
             float* to = s.x + row * m.width + block * BLOCK;
             const int64_t num = std::min(BLOCK, m.width - block * BLOCK);
             std::memcpy(held, to, num * sizeof(float));
-            _mm256_store_ps(held, _mm256_fmadd_ps(low, factor, _mm256_load_ps(held)));
-            _mm256_store_ps(held + 8, _mm256_fmadd_ps(high, factor, _mm256_load_ps(held + 8)));
+            store(held, multiply_add(found, spread(layer.residual), load(held)));
             std::memcpy(to, held, num * sizeof(float));
         };
     }
 
-    // Items of a phase, each to the thread that comes first; then all wait for each other.
-    template <class Work>
-    void share(int64_t phase, int64_t num, const Work& work) {
-        for (int64_t item; (item = rooms.counters[phase]++) < num;) work(item);
-        wait();
-    }
-
-    template <class Store>
-    void share_blocks(int64_t phase, const Product& product, const Inputs& in, const Store& store) {
+    template <class Keep>
+    void share_blocks(Phase& phase, const Product& product, const Inputs& in, const Keep& keep) {
         const int64_t blocks = product.blocks();
         const int64_t some = std::max<int64_t>(4, round_up(blocks / (8 * s.threads), 4));
-        share(phase, (blocks + some - 1) / some, [&](int64_t item) {
-            multiply(m.kind, product, in, tokens, item * some, std::min(blocks, (item + 1) * some), store);
+        phase.share((blocks + some - 1) / some, [&](int64_t item) {
+            multiply(m.kind, product, in, tokens, item * some, std::min(blocks, (item + 1) * some), keep);
         });
     }
 
+    // Some tokens at a time.
     template <class Work>
-    void share_rows(const Work& work) {
-        const int64_t thread = omp_get_thread_num(), num = omp_get_num_threads();
-        for (int64_t row = tokens * thread / num; row < tokens * (thread + 1) / num; row++) work(row);
-        wait();
+    void share_rows(Phase& phase, const Work& work) {
+        const int64_t num = std::min(tokens, 4 * s.threads);
+        phase.share(num, [&](int64_t item) {
+            for (int64_t row = tokens * item / num; row < tokens * (item + 1) / num; row++) work(row);
+        });
     }
 
     Inputs point_at(const float* values, int64_t stride, int64_t cols) {
         return {values, stride, rooms.integers.data(), rooms.scales.data(), rooms.sums.data(),
                 round_up(cols, GROUP) / GROUP};
-    }
-
-    // `values` as the products read them.
-    Inputs prepare(const float* values, int64_t stride, int64_t cols) {
-        const Inputs in = point_at(values, stride, cols);
-        if (is_integer(m.kind)) share_rows([&](int64_t row) { quantise_row(values + row * stride, cols, in, row); });
-        return in;
     }
 
     void add_end(const float* norm, int64_t row) {
@@ -196,9 +197,9 @@ class Run {
     }
 
     // Adds what waits for its norm to x, and prepares x behind the next norm.
-    Inputs add_and_prepare(const float* end_norm, const float* norm) {
+    Inputs add_and_prepare(Phase& phase, const float* end_norm, const float* norm) {
         const Inputs in = point_at(rooms.normed.data(), m.width, m.width);
-        share_rows([&](int64_t row) {
+        share_rows(phase, [&](int64_t row) {
             add_end(end_norm, row);
             float *x = s.x + row * m.width, *to = rooms.normed.data() + row * m.width;
             if (norm != nullptr)
@@ -210,9 +211,9 @@ class Run {
         return in;
     }
 
-    void finish() {
+    void finish(Phase& phase) {
         const float* end_norm = m.num_layers ? m.layers[m.num_layers - 1].mlp_end_norm : nullptr;
-        share_rows([&](int64_t row) {
+        share_rows(phase, [&](int64_t row) {
             add_end(end_norm, row);
             float* x = s.x + row * m.width;
             if (m.last_norm != nullptr) normalise(x, m.last_norm, m.width, m.eps, x);
@@ -226,96 +227,125 @@ class Run {
                 held.table + stream * held.blocks, s.cache_kind, m.head_width};
     }
 
-    // Norm and rotation of `num` heads of a token, which lie one after the other from `head` on.
-    void turn_heads(const Layer& layer, const float* norm, int64_t token, int64_t head, int64_t num, int64_t first,
-                    int64_t all, float* to) {
-        const float* from = rooms.qkv.data() + token * qkv_stride + head * m.head_width;
+    // Norm and rotation of `num` heads of a token, in their place.
+    void turn_heads(const Layer& layer, const float* norm, int64_t token, int64_t head, int64_t num) {
         const int64_t width = m.head_width, half = m.rotary_width / 2;
-        std::memcpy(to, from, num * width * sizeof(float));
-        if (norm != nullptr && m.whole_norms) {
-            std::vector<float> whole(all * width);
-            normalise(rooms.qkv.data() + token * qkv_stride + first * width, norm, all * width, m.eps, whole.data());
-            std::memcpy(to, whole.data() + (head - first) * width, num * width * sizeof(float));
-        }
+        float* at = rooms.qkv.data() + token * qkv_stride + head * width;
+        if (norm != nullptr && m.whole_norms) normalise(at, norm, num * width, m.eps, at);
         for (int64_t h = 0; h < num; h++) {
-            if (norm != nullptr && !m.whole_norms) normalise(to + h * width, norm, width, m.eps, to + h * width);
+            if (norm != nullptr && !m.whole_norms) normalise(at + h * width, norm, width, m.eps, at + h * width);
             if (layer.rotary >= 0) {
-                const int64_t at = s.position[token] * half;
-                rotate(to + h * width, s.cos[layer.rotary] + at, s.sin[layer.rotary] + at, half);
+                const int64_t table = s.position[token] * half;
+                rotate(at + h * width, s.cos[layer.rotary] + table, s.sin[layer.rotary] + table, half);
             }
         }
     }
 
-    void write_keys(int64_t number, int64_t item) {
-        const int64_t stream = item / m.kv_heads, head = item % m.kv_heads;
+    // Queries and keys behind norm and rotation; keys and values go to the cache.
+    void write_keys(Phase& phase, int64_t number) {
         const Layer& layer = m.layers[number];
-        const Entries keys = entries(layer, 0, stream, head), values = entries(layer, 1, stream, head);
+        const int64_t parts = m.whole_norms ? 1 : m.kv_heads, kv = m.kv_heads / parts, heads = m.heads / parts;
         const int64_t* slot = s.held[layer.home].slot;
-        std::vector<float> key(m.head_width);
-        for (int64_t token = stream * s.num_new; token < (stream + 1) * s.num_new; token++) {
-            if (slot[token] < 0) continue;
-            turn_heads(layer, layer.key_norm, token, m.heads + head, 1, m.heads, m.kv_heads, key.data());
-            keys.write(slot[token], key.data());
-            const int64_t at = (m.heads + m.kv_heads + head) * m.head_width;
-            values.write(slot[token], rooms.qkv.data() + token * qkv_stride + at);
-        }
-    }
-
-    void attend_all(int64_t phase, int64_t number) {
-        const Layer& layer = m.layers[number];
-        const StepCache& held = s.held[layer.home];
-        const int64_t group = m.heads / m.kv_heads;
-        // heads that share keys together, unless that leaves threads without work
-        const int64_t heads = tokens * m.kv_heads >= 4 * s.threads || s.threads == 1 ? group : 1;
-        const std::vector<Team>& teams = layer.window > 0 || held.bias != nullptr ? singles : together;
-        const int64_t num = (int64_t)teams.size();
-        std::vector<float> room, query(MOST_TEAM * heads * m.head_width);
-        std::vector<Member> members;
-        share(phase, num * (m.heads / heads), [&](int64_t item) {
-            const Team& team = teams[num - 1 - item % num];  // late tokens see most
-            const int64_t head = item / num * heads;
-            members.clear();
-            for (int64_t token : team.tokens) {
-                float* q = query.data() + members.size() * heads * m.head_width;
-                turn_heads(layer, layer.query_norm, token, head, heads, 0, m.heads, q);
-                Sight sight{held.low[token], held.high[token], nullptr};
-                if (held.bias != nullptr)
-                    sight.bias = held.bias + held.bias_row[token] * held.bias_stride;
-                else if (layer.window > 0)
-                    sight.low = std::max(sight.low, sight.high - layer.window);
-                const int64_t stream = token / s.num_new;
-                members.push_back({q, entries(layer, 0, stream, head / group), entries(layer, 1, stream, head / group),
-                                   sight, rooms.attended.data() + (token * m.heads + head) * m.head_width});
+        const int64_t some = std::max<int64_t>(1, tokens * parts / (8 * s.threads));
+        phase.share((tokens * parts + some - 1) / some, [&](int64_t item) {
+            for (int64_t one = item * some; one < std::min(tokens * parts, (item + 1) * some); one++) {
+                const int64_t token = one / parts, part = one % parts, stream = token / s.num_new;
+                turn_heads(layer, layer.query_norm, token, part * heads, heads);
+                turn_heads(layer, layer.key_norm, token, m.heads + part * kv, kv);
+                const float* made = rooms.qkv.data() + token * qkv_stride + m.heads * m.head_width;
+                for (int64_t head = part * kv; head < (part + 1) * kv && slot[token] >= 0; head++) {
+                    entries(layer, 0, stream, head).write(slot[token], made + head * m.head_width);
+                    entries(layer, 1, stream, head).write(slot[token], made + (m.kv_heads + head) * m.head_width);
+                }
             }
-            attend(members, heads, team.common, layer.scaling, layer.cap, room);
         });
     }
 
+    Sight find_sight(const Layer& layer, int64_t token) const {
+        const StepCache& held = s.held[layer.home];
+        Sight sight{held.low[token], held.high[token], nullptr};
+        if (held.bias != nullptr)
+            sight.bias = held.bias + held.bias_row[token] * held.bias_stride;
+        else if (layer.window > 0)
+            sight.low = std::max(sight.low, sight.high - layer.window);
+        return sight;
+    }
+
+    void attend_all(Phase& phase, int64_t number) {
+        const Layer& layer = m.layers[number];
+        const bool alone = layer.window > 0 || s.held[layer.home].bias != nullptr;
+        const std::vector<Piece>& pieces = alone ? single_pieces : common_pieces;
+        const int64_t num = (int64_t)pieces.size(), group = m.heads / m.kv_heads;
+        std::vector<float> room;
+        std::vector<Member> members;
+        phase.share(num * m.kv_heads, [&](int64_t item) {
+            const Piece& piece = pieces[num - 1 - item % num];  // late tokens see most
+            const int64_t kv_head = item / num;
+            members.clear();
+            for (int64_t token : piece.team->tokens) {
+                const Sight sight = find_sight(layer, token);
+                if (piece.segment >= count_segments(sight.num())) continue;
+                const int64_t stream = token / s.num_new;
+                const int64_t at = (token * m.heads + kv_head * group) * segments + piece.segment;
+                members.push_back({rooms.qkv.data() + token * qkv_stride + kv_head * group * m.head_width,
+                                   entries(layer, 0, stream, kv_head), entries(layer, 1, stream, kv_head), sight,
+                                   rooms.segment_sums.get() + at * m.head_width, rooms.segment_parts.data() + at});
+            }
+            if (!members.empty())
+                attend(members, group, piece.team->common, piece.segment, layer.scaling, layer.cap,
+                       segments * m.head_width, segments, room);
+        });
+    }
+
+    // What was attended to, as the products read it.
+    Inputs join_all(Phase& phase, const Layer& layer) {
+        const int64_t width = m.heads * m.head_width;
+        const Inputs in = point_at(rooms.attended.data(), width, width);
+        share_rows(phase, [&](int64_t token) {
+            const int64_t num = count_segments(find_sight(layer, token).num());
+            float* to = rooms.attended.data() + token * width;
+            for (int64_t head = 0; head < m.heads; head++) {
+                const int64_t at = (token * m.heads + head) * segments;
+                join_segments(rooms.segment_sums.get() + at * m.head_width, m.head_width,
+                              rooms.segment_parts.data() + at, num, m.head_width, to + head * m.head_width);
+            }
+            if (is_integer(m.kind)) quantise_row(to, width, in, token);
+        });
+        return in;
+    }
+
+    // What the activations made of gate and up, as the products read it.
+    Inputs prepare_inner(Phase& phase) {
+        const Inputs in = point_at(rooms.inner.data(), inner_stride, m.inner);
+        if (is_integer(m.kind))
+            share_rows(phase, [&](int64_t row) { quantise_row(in.values + row * inner_stride, m.inner, in, row); });
+        return in;
+    }
+
   public:
-    void work() {
+    void operator()() {
         for (int64_t number = 0; number < m.num_layers; number++) {
             const Layer& layer = m.layers[number];
             const Layer* before = number ? &m.layers[number - 1] : nullptr;
-            Inputs in = add_and_prepare(before ? before->mlp_end_norm : nullptr, layer.attention_norm);
-            const int64_t first = 6 * number;
-            share_blocks(first, layer.qkv, in, [&](int64_t row, int64_t block, __m256 low, __m256 high) {
-                float* to = rooms.qkv.data() + row * qkv_stride + block * BLOCK;
-                _mm256_storeu_ps(to, low);
-                _mm256_storeu_ps(to + 8, high);
+            Phase* phase = &rooms.phases[number * PHASES];
+            Inputs in = add_and_prepare(phase[0], before ? before->mlp_end_norm : nullptr, layer.attention_norm);
+            share_blocks(phase[1], layer.qkv, in, [&](int64_t row, int64_t block, Floats found) {
+                store(rooms.qkv.data() + row * qkv_stride + block * BLOCK, found);
             });
-            share(first + 1, s.streams * m.kv_heads, [&](int64_t item) { write_keys(number, item); });
-            attend_all(first + 2, number);
-            in = prepare(rooms.attended.data(), m.heads * m.head_width, m.heads * m.head_width);
-            share_blocks(first + 3, layer.out, in, adder(layer, layer.attention_end_norm));
-            in = add_and_prepare(layer.attention_end_norm, layer.mlp_norm);
-            share_blocks(first + 4, layer.gate_up, in, [&](int64_t row, int64_t block, __m256 gate, __m256 up) {
-                float* to = rooms.inner.data() + row * inner_stride + block * 8;
-                _mm256_storeu_ps(to, _mm256_mul_ps(activate(m.activation, gate), up));
+            write_keys(phase[2], number);
+            attend_all(phase[3], number);
+            in = join_all(phase[4], layer);
+            share_blocks(phase[5], layer.out, in, adder(layer, layer.attention_end_norm));
+            in = add_and_prepare(phase[6], layer.attention_end_norm, layer.mlp_norm);
+            share_blocks(phase[7], layer.gate_up, in, [&](int64_t row, int64_t block, Floats gate_up) {
+                const __m256 gate = first_half(activate(m.activation, gate_up));
+                _mm256_storeu_ps(rooms.inner.data() + row * inner_stride + block * (BLOCK / 2),
+                                 _mm256_mul_ps(gate, second_half(gate_up)));
             });
-            in = prepare(rooms.inner.data(), inner_stride, m.inner);
-            share_blocks(first + 5, layer.down, in, adder(layer, layer.mlp_end_norm));
+            in = prepare_inner(phase[8]);
+            share_blocks(phase[9], layer.down, in, adder(layer, layer.mlp_end_norm));
         }
-        finish();
+        finish(rooms.phases.back());
     }
 };
 
@@ -326,8 +356,7 @@ extern "C" {
 // Runs all layers over step.x.
 void run_layers(const Model* model, const Step* step) {
     Run run(*model, *step);
-#pragma omp parallel num_threads(step->threads)
-    run.work();
+    Crew::find().call(step->threads, run);
 }
 
 // out [rows, (last - first) * 16] = x [rows, cols] @ the blocks first..last of a product.
@@ -346,13 +375,15 @@ void project(int64_t kind, const Product* product, const float* x, int64_t rows,
     if (is_integer(kind))
         for (int64_t row = 0; row < rows; row++) quantise_row(x + row * product->cols, product->cols, in, row);
     const int64_t stride = (last - first) * BLOCK, some = 32, num = (last - first + some - 1) / some;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t item = 0; item < num; item++)
-        multiply(kind, *product, in, rows, first + item * some, std::min(last, first + (item + 1) * some),
-                 [&](int64_t row, int64_t block, __m256 low, __m256 high) {
-                     float* to = out + row * stride + (block - first) * BLOCK;
-                     _mm256_storeu_ps(to, low);
-                     _mm256_storeu_ps(to + 8, high);
-                 });
+    Phase phase;
+    auto share = [&] {
+        phase.share(num, [&](int64_t item) {
+            multiply(kind, *product, in, rows, first + item * some, std::min(last, first + (item + 1) * some),
+                     [&](int64_t row, int64_t block, Floats found) {
+                         store(out + row * stride + (block - first) * BLOCK, found);
+                     });
+        });
+    };
+    Crew::find().call(threads, share);
 }
 }

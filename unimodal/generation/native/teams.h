@@ -50,53 +50,57 @@ inline std::vector<Team> make_teams(const int64_t* table, int64_t blocks, const 
     return teams;
 }
 
-// One member of a team: its queries, `heads` one after the other, its entries, what it sees, and where its sums go.
+// One member of a team: its queries, `heads` one after the other, its entries, what it sees, and where the sums of the
+// segment and their parts go, each `stride` behind those of the head before.
 struct Member {
     const float* q;
     Entries keys, values;
     Sight sight;
-    float* out;
+    float* sums;
+    Partial* part;
 };
 
-// `heads` queries of each member over the same head of keys and values; the first `common` entries are those of all.
-inline void attend(const std::vector<Member>& members, int64_t heads, int64_t common, float scale, float cap,
-                   std::vector<float>& room) {
-    const int64_t width = members[0].keys.width;
-    int64_t most = 0;
-    for (const Member& one : members) most = std::max(most, one.sight.high - one.sight.low);
-    const int64_t each = round_up(most, 8) + 8, size = heads * each;
-    room.resize(members.size() * size + CHUNK * width);
-    float* made = room.data() + members.size() * size;
-    const auto score = [&](size_t m, int64_t h) { return room.data() + m * size + h * each; };
-    for (int64_t j = 0; j < common; j += CHUNK) {
+// Segment number `segment` of `heads` queries of each member over the same head of keys and values; the first `common`
+// entries are those of all. stride: of the sums of heads in floats, and of their parts.
+inline void attend(const std::vector<Member>& members, int64_t heads, int64_t common, int64_t segment, float scale,
+                   float cap, int64_t sums_stride, int64_t part_stride, std::vector<float>& room) {
+    const int64_t width = members[0].keys.width, begin = segment * SEGMENT, shared = std::min(common, begin + SEGMENT);
+    constexpr int64_t each = SEGMENT + LANES;
+    room.resize(members.size() * heads * each + CHUNK * width);
+    float* made = room.data() + members.size() * heads * each;
+    const auto score = [&](size_t m, int64_t h, int64_t j) { return room.data() + (m * heads + h) * each + j - begin; };
+    const auto end = [&](const Member& one) { return std::min(one.sight.num(), begin + SEGMENT); };
+    for (int64_t j = begin; j < shared; j += CHUNK) {
         const float* held = members[0].keys.read(j, CHUNK, made);
         for (size_t m = 0; m < members.size(); m++)
-            for (int64_t h = 0; h < heads; h++) score_keys(members[m].q + h * width, held, CHUNK, width, score(m, h) + j);
+            for (int64_t h = 0; h < heads; h++) score_keys(members[m].q + h * width, held, CHUNK, width, score(m, h, j));
     }
     for (size_t m = 0; m < members.size(); m++) {
         const Member& one = members[m];
-        const int64_t num = std::max<int64_t>(0, one.sight.high - one.sight.low);
-        for (int64_t j = common, some; j < num; j += some) {
-            some = one.sight.rest(j);
+        for (int64_t j = std::max(begin, common), some; j < end(one); j += some) {
+            some = std::min(one.sight.rest(j), end(one) - j);
             const float* held = one.keys.read(one.sight.low + j, some, made);
-            for (int64_t h = 0; h < heads; h++) score_keys(one.q + h * width, held, some, width, score(m, h) + j);
+            for (int64_t h = 0; h < heads; h++) score_keys(one.q + h * width, held, some, width, score(m, h, j));
         }
-        for (int64_t h = 0; h < heads; h++) normalise_scores(score(m, h), num, one.sight, scale, cap);
-        std::memset(one.out, 0, heads * width * sizeof(float));
+        for (int64_t h = 0; h < heads; h++) {
+            one.part[h * part_stride] = weigh_scores(score(m, h, begin), std::max<int64_t>(0, end(one) - begin), begin,
+                                                     one.sight, scale, cap);
+            std::memset(one.sums + h * sums_stride, 0, width * sizeof(float));
+        }
     }
-    for (int64_t j = 0; j < common; j += CHUNK) {
+    for (int64_t j = begin; j < shared; j += CHUNK) {
         const float* held = members[0].values.read(j, CHUNK, made);
         for (size_t m = 0; m < members.size(); m++)
             for (int64_t h = 0; h < heads; h++)
-                add_values(score(m, h) + j, held, CHUNK, width, members[m].out + h * width);
+                add_values(score(m, h, j), held, CHUNK, width, members[m].sums + h * sums_stride);
     }
     for (size_t m = 0; m < members.size(); m++) {
         const Member& one = members[m];
-        const int64_t num = std::max<int64_t>(0, one.sight.high - one.sight.low);
-        for (int64_t j = common, some; j < num; j += some) {
-            some = one.sight.rest(j);
+        for (int64_t j = std::max(begin, common), some; j < end(one); j += some) {
+            some = std::min(one.sight.rest(j), end(one) - j);
             const float* held = one.values.read(one.sight.low + j, some, made);
-            for (int64_t h = 0; h < heads; h++) add_values(score(m, h) + j, held, some, width, one.out + h * width);
+            for (int64_t h = 0; h < heads; h++)
+                add_values(score(m, h, j), held, some, width, one.sums + h * sums_stride);
         }
     }
 }

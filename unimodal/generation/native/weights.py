@@ -20,9 +20,10 @@ def pack_blocks(weight: Tensor, kind: str) -> Tensor:
     """weight [N, K] → bytes, uint8, a row for each block."""
     weight = F.pad(weight.float(), (0, 0, 0, -len(weight) % BLOCK))
     if kind in ("float32", "bfloat16"):
-        blocks = weight.unflatten(0, (-1, BLOCK)).transpose(1, 2)  # [B, K, 16]
+        padded = F.pad(weight, (0, weight.shape[1] % 2)) if kind == "bfloat16" else weight
+        blocks = padded.unflatten(0, (-1, BLOCK)).transpose(1, 2)  # [B, K, 16]
         if kind == "bfloat16":
-            pairs = blocks.unflatten(2, (2, 8)).transpose(2, 3)  # [B, K, 8, 2]
+            pairs = blocks.unflatten(1, (-1, 2)).transpose(2, 3)  # [B, K / 2, 16, 2]
             return _as_bytes(pairs.contiguous().bfloat16())
         return _as_bytes(blocks.contiguous())
     weight = F.pad(weight, (0, -weight.shape[1] % GROUP))
