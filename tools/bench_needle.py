@@ -20,7 +20,6 @@ intervals by texts, since questions about one text are alike.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import random
 import sys
@@ -35,7 +34,7 @@ import torch
 
 from unimodal.compression import METHODS
 from unimodal.data.plain_text import read_paragraphs
-from unimodal.evaluation.cached_answers import continue_greedily
+from unimodal.evaluation.cached_answers import continue_rows
 from unimodal.evaluation.shares import count_independent, find_interval
 from unimodal.files import read_json_as, write_json, write_text_atomically
 from unimodal.model.base_check import find_cache_name
@@ -54,6 +53,7 @@ KEYS = (
 NEEDLE = "One of the special magic numbers for {key} is: {number}."
 QUESTION = "\n\nThe special magic number for {key} mentioned in the text is:"
 ANSWER_TOKENS = 10
+ROOM = 4096  # tokens that are read at once where prompts do not share a text
 
 
 @dataclass(frozen=True)
@@ -131,24 +131,30 @@ def ask(
     """Whether the number of each key is found."""
     from transformers import DynamicCache
 
-    right = []
     end = tokenizer.token_to_id("<|im_end|>") or -1
-    questions = {
-        key: tokenizer.encode(QUESTION.format(key=key), add_special_tokens=False).ids for key in haystack.numbers
-    }
+    keys = list(haystack.numbers)
+    questions = [tokenizer.encode(QUESTION.format(key=key), add_special_tokens=False).ids for key in keys]
+    numbers = list(haystack.numbers.values())
     with opened:
         cache = DynamicCache(config=model.config)
         if way == "after":
             read = {find_cache_name(model): cache, "use_cache": True}
             model(torch.tensor([haystack.ids]), **read, logits_to_keep=1)
-        for key, question in questions.items():
-            if way == "with":
-                cache = DynamicCache(config=model.config)
-                written = continue_greedily(model, [*haystack.ids, *question], cache, ANSWER_TOKENS, (end,))
-            else:
-                written = continue_greedily(model, question, copy.deepcopy(cache), ANSWER_TOKENS, (end,))
-            right.append(read_number(tokenizer.decode(written)) == haystack.numbers[key])
-    return right
+            groups = [questions]
+        else:
+            prompts = [[*haystack.ids, *question] for question in questions]
+            most = max(1, ROOM // len(prompts[0]))
+            groups = [prompts[first : first + most] for first in range(0, len(prompts), most)]
+        answers: list[str] = []
+        for group in groups:
+            wanted = numbers[len(answers) :]
+
+            def is_wrong(row: int, ids: Sequence[int], wanted: Sequence[str] = wanted) -> bool:
+                return not wanted[row].startswith(read_number(tokenizer.decode(ids)))
+
+            written = continue_rows(model, group, cache, ANSWER_TOKENS, (end,), is_settled=is_wrong)
+            answers += [read_number(tokenizer.decode(ids)) for ids in written]
+    return [answer == number for answer, number in zip(answers, numbers, strict=True)]
 
 
 def list_methods() -> list[str]:

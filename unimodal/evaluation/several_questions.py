@@ -13,7 +13,6 @@ first question of a picture is not counted in either way.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from unimodal.data.order import make_generator
 from unimodal.data.scenes.scene import Kind
 from unimodal.data.scenes.words import Question
 from unimodal.evaluation.asking import answer_texts
-from unimodal.evaluation.cached_answers import continue_greedily
+from unimodal.evaluation.cached_answers import continue_greedily, continue_rows
 from unimodal.evaluation.prepared_scenes import PreparedScenes, ask, is_same_answer, is_thing_named
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline.requests import count_answer_tokens
@@ -108,13 +107,14 @@ def answer_later(model: Unimodal, medium: Image | Video, asked: Sequence[Questio
     for rows in model.vocabulary.text_ranges:
         allowed[rows.start : rows.stop] = True
     allowed[end] = True
-    answers = []
+    rows = []
     for question in asked[1:]:
         turns = [*first.turns, Turn("assistant", [Text(asked[0].answer)]), Turn("user", [Text(question.text)])]
         whole = model.read(model.template.render(Document(turns), add_generation_prompt=True))
         assert whole[: len(prompt)] == prompt, "a template writes what was said as it was said"
-        most = count_answer_tokens(model, "text")
-        ids = continue_greedily(own, whole[len(prompt) :], copy.deepcopy(cache), most, (end,), allowed)
+        rows.append(whole[len(prompt) :])
+    answers = []
+    for ids in continue_rows(own, rows, cache, count_answer_tokens(model, "text"), (end,), allowed):
         said = model.template.parse_answer([one for one in ids if one != end])
         answers.append(" ".join(part.text for part in said if isinstance(part, Text)).strip())
     return answers
