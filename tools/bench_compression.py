@@ -6,14 +6,13 @@
 
 `measure` keeps a file for every row (a method, a share, a seed and a medium) in a folder of the model's name, with the
 score of each question, and goes on with those that are missing: the baselines and the shares in the middle come first.
-Random pruning has five seeds.
-Media are `picture`, `clip`, `speech`, and of scenes that have several questions each `scene`, where every question is
-asked with the picture, and `later`, where it comes behind the first one's turn (`several_questions.py`). `time` reads
-prompts of 512 codes by the whole model and by a method in turns, so that a busy machine slows both, and counts the peak
-of held memory, scoring included, and what the cache holds. `write` makes for every model the table of what is there,
-its verdicts and a plot. An interval is 95% over questions, or over pictures where several are about one, by the
-bootstrap; the change against the whole model is paired, question by question, and a method is below it where the
-interval is.
+Random pruning has five seeds. Media are `picture`, `clip`, `speech`, `seen_clip` (clips that were trained on, since few
+were not), and of scenes that have several questions each `scene`, where every question is asked with the picture, and
+`later`, where it comes behind the first one's turn (`several_questions.py`). `time` reads prompts of 512 codes by the
+whole model and by a method in turns, so that a busy machine slows both, and counts the peak of held memory, scoring
+included, and what the cache holds. `write` makes for every model the table of what is there, its verdicts and a plot.
+An interval is 95% over questions, or over pictures where several are about one, by the bootstrap; the change against
+the whole model is paired, question by question, and a method is below it where the interval is.
 """
 
 from __future__ import annotations
@@ -55,7 +54,10 @@ from unimodal.pipeline.compression import compress
 
 WHOLE, BLIND = "whole model", "blind"
 MEDIA = ("picture", "clip", "speech")
+SEEN = "seen_clip"
 SEVERAL = ("scene", "later")  # several questions on one picture
+ALL_MEDIA = ("picture", "clip", SEEN, "speech", *SEVERAL)
+NAME_TOKENS = 32  # the most of an answer that is a name or a few words; one that goes on is not right any more
 DRAWS = 2_000  # of a bootstrap
 ORDER = (0.25, 0.5, 0.125)  # of the shares
 
@@ -117,8 +119,8 @@ def ask_about(model: Unimodal, data: Path, medium: str, number: int, seed: int) 
     if medium == "picture":
         pictures = Pictures.load(data)
         return ask_about_pictures(model, pictures, sample(pictures.find_rows(EVALUATION_STYLES, "train"), number, seed))
-    if medium == "clip":
-        return ask_about_clips(model, Clips.load(data), number, seed)
+    if medium in ("clip", SEEN):
+        return ask_about_clips(model, Clips.load(data), number, seed, "train" if medium == SEEN else "heldout")
     return ask_about_speech(model, Speech.load(data), number, seed)
 
 
@@ -160,7 +162,8 @@ def score(
         later = medium == "later" and not blind
         answers = asked.answer_later(model) if later else asked.answer_alone(model, seed, blind)
         return asked.judge(answers), asked.groups
-    answers = (answer_blindly if blind else answer_questions)(model, asked, seed)
+    tokens = None if medium == "speech" else NAME_TOKENS
+    answers = (answer_blindly if blind else answer_questions)(model, asked, seed, tokens)
     return [asked.judge(answer, number) for number, answer in enumerate(answers)], []
 
 
@@ -281,7 +284,7 @@ def make_section(folder: Path) -> tuple[list[str], str]:
     scores, times = read_scores(found), {(one.method, one.keep): one for one in timed}
     order = [key for key in dict.fromkeys((method, keep) for method, keep, _ in list_configs()) if key in scores]
     order += sorted(scores.keys() - set(order))
-    media = [medium for medium in (*MEDIA, *SEVERAL) if any(medium in own for own in scores.values())]
+    media = [medium for medium in ALL_MEDIA if any(medium in own for own in scores.values())]
     counts = ", ".join(f"{max(len(own[m].each) for own in scores.values() if m in own)} ({m})" for m in media)
     heads = ["method", "kept", *(f"{medium} %; change" for medium in media), *HEADS]
     lines = [f"Questions: {counts}.", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
@@ -415,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=Path, required=True, help="the folder of what is measured")
     parser.add_argument("--model", default="model_cards/nano")
     parser.add_argument("--data", type=Path, default=Path("data/prepared"))
-    parser.add_argument("--media", type=read_names, default=MEDIA, help="picture, clip, speech, scene, later")
+    parser.add_argument("--media", type=read_names, default=MEDIA, help=f"of {', '.join(ALL_MEDIA)}")
     parser.add_argument("--methods", type=read_names, default=(), help="by default every one that needs no training")
     parser.add_argument("--keeps", type=lambda text: tuple(map(float, read_names(text))), default=ORDER)
     parser.add_argument("--questions", type=int, default=200)
@@ -423,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/compression_bench.md"))
     asked = parser.parse_args(arguments)
-    for name, given, known in (("media", asked.media, (*MEDIA, *SEVERAL)), ("methods", asked.methods, METHOD_NAMES)):
+    for name, given, known in (("media", asked.media, ALL_MEDIA), ("methods", asked.methods, METHOD_NAMES)):
         if unknown := [one for one in given if one not in known]:
             parser.error(f"--{name} {unknown[0]}: choose from {', '.join(known)}")
     if not all(0 < keep < 1 for keep in asked.keeps) or min(asked.questions, asked.rounds, len(asked.media)) < 1:

@@ -76,13 +76,14 @@ class SeveralQuestions:
         return scores
 
     def answer_alone(self, model: Unimodal, seed: int, blind: bool = False) -> list[str]:
-        """The answers to each question in a prompt of its own; blind: without the picture."""
+        """The answers to each question in a prompt of its own, as long as those behind another question at most. blind:
+        without the picture."""
         documents = [
             Document([Turn("user", [Text(question.text)])]) if blind else ask(self.media[number], question.text)
             for number, asked in enumerate(self.questions)
             for question in asked[1:]
         ]
-        return answer_texts(model, documents, seed, lambda *_: None, "plain")
+        return answer_texts(model, documents, seed, lambda *_: None, "plain", count_answer_tokens(model, "text"))
 
     def answer_later(self, model: Unimodal) -> list[str]:
         """The answers to each question behind what reading the picture with its first question left, greedily."""
