@@ -197,8 +197,8 @@ def measure(asked: argparse.Namespace) -> None:
         print(f"{row.name}: {100 * fmean(sum(row.right, [])):.1f} %", flush=True)
 
 
-def write(rows: Path, out: Path) -> None:
-    """The table of what is there. ValueError where nothing is."""
+def write(rows: Path, out: Path, name: str) -> None:
+    """The page with the table of what is there. name: of the model. ValueError where nothing is."""
     found = [read_json_as(Row, path) for path in sorted(rows.glob("*.json"))]
     if not found:
         raise ValueError(f"{rows} has no rows; measure some first")
@@ -223,8 +223,14 @@ def write(rows: Path, out: Path) -> None:
         lines.append(f"| {method} | {keep:g} | {' | '.join(told)} |")
     counts = {(len(row.right), len(row.right[0])) for row in found}
     told = ", ".join(f"{texts} texts with {needles} needles each" for texts, needles in sorted(counts))
-    head = f"Per cent of numbers found, with 95% intervals: {told}. A row that is not here was not measured."
-    write_text_atomically(out, "\n".join([head, "", *lines]) + "\n")
+    head = (
+        f"Per cent of numbers found, with 95% intervals: {told}. *After*: the text was evicted before a question was "
+        "known; *with*: the question stands at the end of what is evicted. A row or a cell that is not here "
+        "was not measured."
+    )
+    command = "Made by `python tools/bench_needle.py write`; `measure` goes on with what is missing."
+    title = f"# Needles in a long text, {name}"
+    write_text_atomically(out, "\n".join([title, "", head, "", *lines, "", command]) + "\n")
 
 
 def read_numbers(text: str) -> list[float]:
@@ -251,7 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"--methods {unknown[0]}: choose from {', '.join(list_methods())}")
     try:
-        measure(asked) if asked.work == "measure" else write(asked.rows, asked.out)
+        measure(asked) if asked.work == "measure" else write(
+            asked.rows, asked.out, f"{Path(asked.base).name} in {asked.precision}"
+        )
     except ValueError as error:
         print(f"bench_needle: {error}", file=sys.stderr)
         raise SystemExit(2) from None
