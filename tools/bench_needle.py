@@ -162,10 +162,12 @@ def list_methods() -> list[str]:
     return [name for name, method in METHODS.items() if method.acts_on == "cache" and not method.is_learned]
 
 
-def list_rows(methods: Sequence[str], keeps: Sequence[float], lengths: Sequence[int]) -> Iterator[Row]:
+def list_rows(
+    methods: Sequence[str], keeps: Sequence[float], lengths: Sequence[int], ways: Sequence[str]
+) -> Iterator[Row]:
     """Rows without answers, the whole cache first and short texts before long ones."""
     for length in lengths:
-        for way in WAYS:
+        for way in ways:
             yield Row(WHOLE, 1.0, length, way, [])
             for keep in keeps:
                 yield from (Row(name, keep, length, way, []) for name in methods)
@@ -184,7 +186,7 @@ def measure(asked: argparse.Namespace) -> None:
     paragraphs = read_paragraphs(asked.raw, "test")
     asked.rows.mkdir(parents=True, exist_ok=True)
     methods = asked.methods or list_methods()
-    for row in list_rows(methods, asked.keeps, asked.lengths):
+    for row in list_rows(methods, asked.keeps, asked.lengths, asked.ways):
         path = asked.rows / row.name
         if path.exists():
             continue
@@ -249,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--lengths", type=lambda text: [int(part) for part in text.split(",")], default=[1024, 2048, 4096]
     )
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="of asking")
     parser.add_argument("--texts", type=int, default=25)
     parser.add_argument("--needles", type=int, default=4, help="in each text, and as many questions")
     parser.add_argument("--out", type=Path, default=Path("needle.md"))
