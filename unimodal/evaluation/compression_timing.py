@@ -108,7 +108,8 @@ def compare_first_token(
                 sides.append(_read_prompt(model, prompt))
         if number:  # the first round warms up
             ratios.append([own / whole for whole, own in zip(*sides, strict=True)])
-    return FirstToken(*(median(column) for column in zip(*ratios, strict=True)), rounds)
+    wall, processor, step, cache = (median(column) for column in zip(*ratios, strict=True))
+    return FirstToken(wall, processor, step, cache, rounds)
 
 
 def _read_prompt(model: Unimodal, prompt: list[int]) -> _Reading:

@@ -108,14 +108,14 @@ def answer_later(model: Unimodal, medium: Image | Video, asked: Sequence[Questio
     for rows in model.vocabulary.text_ranges:
         allowed[rows.start : rows.stop] = True
     allowed[end] = True
-    rows = []
+    behind: list[list[int]] = []
     for question in asked[1:]:
         turns = [*first.turns, Turn("assistant", [Text(asked[0].answer)]), Turn("user", [Text(question.text)])]
         whole = model.read(model.template.render(Document(turns), add_generation_prompt=True))
         assert whole[: len(prompt)] == prompt, "a template writes what was said as it was said"
-        rows.append(whole[len(prompt) :])
+        behind.append(whole[len(prompt) :])
     answers = []
-    for ids in continue_rows(own, rows, cache, count_answer_tokens(model, "text"), (end,), allowed):
+    for ids in continue_rows(own, behind, cache, count_answer_tokens(model, "text"), (end,), allowed):
         said = model.template.parse_answer([one for one in ids if one != end])
         answers.append(" ".join(part.text for part in said if isinstance(part, Text)).strip())
     return answers
