@@ -335,9 +335,10 @@ def list_verdicts(scores: AllScores, times: dict[Key, Times], media: Sequence[st
             if changes and all(change.percent >= -1 for change in changes.values()):
                 said = ", ".join(f"{m} {format_change(change)}" for m, change in changes.items())
                 told.append(f"{key[0]} {key[1]:g} (× {getattr(times[key].first, name):.2f}; {said})")
-        lines += [f"{what}, at most one point lost in the mean: {'; '.join(told) or 'none'}.", ""]
+        if any(key in times for key in scores if key[0] != WHOLE):
+            lines += [f"{what}, at most one point lost in the mean: {'; '.join(told) or 'none'}.", ""]
     for baseline in ("random", "pooling", "downsample"):
-        losers, beaten = [], []
+        losers, beaten, level = [], [], []
         for key, own in scores.items():
             other = scores.get((baseline, key[1]), {})
             if key[0] in (*BASELINES, WHOLE, BLIND) or find_kind(key[0]) != "tokens":
@@ -345,11 +346,12 @@ def list_verdicts(scores: AllScores, times: dict[Key, Times], media: Sequence[st
             for medium in media:
                 if medium in own and medium in other:
                     low, high = own[medium].compare(other[medium]).find_interval()
-                    losers += [f"{key[0]} {key[1]:g} ({medium})"] if high < 0 else []
-                    beaten += [key] if low > 0 else []
-        lines += [
+                    told = losers if high < 0 else beaten if low > 0 else level
+                    told.append(f"{key[0]} {key[1]:g} ({medium})")
+        lines += [] if not losers + beaten + level else [
             f"Methods on tokens below {baseline} at equal tokens, by the interval of the paired difference: "
-            f"{', '.join(losers) or 'none'}; above it {len(beaten)} rows.", "",
+            f"{', '.join(losers) or 'none'}; above it {len(beaten)} rows; not told apart from it: "
+            f"{', '.join(level) or 'none'}.", "",
         ]  # fmt: skip
     return [*lines, *list_late_losers(scores)][:-1]
 
