@@ -133,6 +133,9 @@ COMPRESSION = """Token compression, {questions} questions of each medium; the wh
 ```bash
 unimodal evaluate --suite compression --model {folder} --limit {questions} --out {folder}/report_compression.json
 ```
+
+More questions, with intervals and times in turns with the whole model:
+[docs/compression_bench.md](../../docs/compression_bench.md).
 """
 
 LIMITS = """

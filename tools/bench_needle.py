@@ -20,7 +20,6 @@ intervals by texts, since questions about one text are alike.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import random
 import sys
@@ -35,7 +34,7 @@ import torch
 
 from unimodal.compression import METHODS
 from unimodal.data.plain_text import read_paragraphs
-from unimodal.evaluation.cached_answers import continue_greedily
+from unimodal.evaluation.cached_answers import continue_rows
 from unimodal.evaluation.shares import count_independent, find_interval
 from unimodal.files import read_json_as, write_json, write_text_atomically
 from unimodal.model.base_check import find_cache_name
@@ -54,6 +53,7 @@ KEYS = (
 NEEDLE = "One of the special magic numbers for {key} is: {number}."
 QUESTION = "\n\nThe special magic number for {key} mentioned in the text is:"
 ANSWER_TOKENS = 10
+ROOM = 4096  # tokens that are read at once where prompts do not share a text
 
 
 @dataclass(frozen=True)
@@ -131,24 +131,30 @@ def ask(
     """Whether the number of each key is found."""
     from transformers import DynamicCache
 
-    right = []
     end = tokenizer.token_to_id("<|im_end|>") or -1
-    questions = {
-        key: tokenizer.encode(QUESTION.format(key=key), add_special_tokens=False).ids for key in haystack.numbers
-    }
+    keys = list(haystack.numbers)
+    questions = [tokenizer.encode(QUESTION.format(key=key), add_special_tokens=False).ids for key in keys]
+    numbers = list(haystack.numbers.values())
     with opened:
         cache = DynamicCache(config=model.config)
         if way == "after":
             read = {find_cache_name(model): cache, "use_cache": True}
             model(torch.tensor([haystack.ids]), **read, logits_to_keep=1)
-        for key, question in questions.items():
-            if way == "with":
-                cache = DynamicCache(config=model.config)
-                written = continue_greedily(model, [*haystack.ids, *question], cache, ANSWER_TOKENS, (end,))
-            else:
-                written = continue_greedily(model, question, copy.deepcopy(cache), ANSWER_TOKENS, (end,))
-            right.append(read_number(tokenizer.decode(written)) == haystack.numbers[key])
-    return right
+            groups = [questions]
+        else:
+            prompts = [[*haystack.ids, *question] for question in questions]
+            most = max(1, ROOM // len(prompts[0]))
+            groups = [prompts[first : first + most] for first in range(0, len(prompts), most)]
+        answers: list[str] = []
+        for group in groups:
+            wanted = numbers[len(answers) :]
+
+            def is_wrong(row: int, ids: Sequence[int], wanted: Sequence[str] = wanted) -> bool:
+                return not wanted[row].startswith(read_number(tokenizer.decode(ids)))
+
+            written = continue_rows(model, group, cache, ANSWER_TOKENS, (end,), is_settled=is_wrong)
+            answers += [read_number(tokenizer.decode(ids)) for ids in written]
+    return [answer == number for answer, number in zip(answers, numbers, strict=True)]
 
 
 def list_methods() -> list[str]:
@@ -156,10 +162,12 @@ def list_methods() -> list[str]:
     return [name for name, method in METHODS.items() if method.acts_on == "cache" and not method.is_learned]
 
 
-def list_rows(methods: Sequence[str], keeps: Sequence[float], lengths: Sequence[int]) -> Iterator[Row]:
+def list_rows(
+    methods: Sequence[str], keeps: Sequence[float], lengths: Sequence[int], ways: Sequence[str]
+) -> Iterator[Row]:
     """Rows without answers, the whole cache first and short texts before long ones."""
     for length in lengths:
-        for way in WAYS:
+        for way in ways:
             yield Row(WHOLE, 1.0, length, way, [])
             for keep in keeps:
                 yield from (Row(name, keep, length, way, []) for name in methods)
@@ -178,7 +186,7 @@ def measure(asked: argparse.Namespace) -> None:
     paragraphs = read_paragraphs(asked.raw, "test")
     asked.rows.mkdir(parents=True, exist_ok=True)
     methods = asked.methods or list_methods()
-    for row in list_rows(methods, asked.keeps, asked.lengths):
+    for row in list_rows(methods, asked.keeps, asked.lengths, asked.ways):
         path = asked.rows / row.name
         if path.exists():
             continue
@@ -191,8 +199,8 @@ def measure(asked: argparse.Namespace) -> None:
         print(f"{row.name}: {100 * fmean(sum(row.right, [])):.1f} %", flush=True)
 
 
-def write(rows: Path, out: Path) -> None:
-    """The table of what is there. ValueError where nothing is."""
+def write(rows: Path, out: Path, name: str) -> None:
+    """The page with the table of what is there. name: of the model. ValueError where nothing is."""
     found = [read_json_as(Row, path) for path in sorted(rows.glob("*.json"))]
     if not found:
         raise ValueError(f"{rows} has no rows; measure some first")
@@ -217,8 +225,14 @@ def write(rows: Path, out: Path) -> None:
         lines.append(f"| {method} | {keep:g} | {' | '.join(told)} |")
     counts = {(len(row.right), len(row.right[0])) for row in found}
     told = ", ".join(f"{texts} texts with {needles} needles each" for texts, needles in sorted(counts))
-    head = f"Per cent of numbers found, with 95% intervals: {told}. A row that is not here was not measured."
-    write_text_atomically(out, "\n".join([head, "", *lines]) + "\n")
+    head = (
+        f"Per cent of numbers found, with 95% intervals: {told}. *After*: the text was evicted before a question was "
+        "known; *with*: the question stands at the end of what is evicted. A row or a cell that is not here "
+        "was not measured."
+    )
+    command = "Made by `python tools/bench_needle.py write`; `measure` goes on with what is missing."
+    title = f"# Needles in a long text, {name}"
+    write_text_atomically(out, "\n".join([title, "", head, "", *lines, "", command]) + "\n")
 
 
 def read_numbers(text: str) -> list[float]:
@@ -237,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--lengths", type=lambda text: [int(part) for part in text.split(",")], default=[1024, 2048, 4096]
     )
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="of asking")
     parser.add_argument("--texts", type=int, default=25)
     parser.add_argument("--needles", type=int, default=4, help="in each text, and as many questions")
     parser.add_argument("--out", type=Path, default=Path("needle.md"))
@@ -245,7 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"--methods {unknown[0]}: choose from {', '.join(list_methods())}")
     try:
-        measure(asked) if asked.work == "measure" else write(asked.rows, asked.out)
+        measure(asked) if asked.work == "measure" else write(
+            asked.rows, asked.out, f"{Path(asked.base).name} in {asked.precision}"
+        )
     except ValueError as error:
         print(f"bench_needle: {error}", file=sys.stderr)
         raise SystemExit(2) from None

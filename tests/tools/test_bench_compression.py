@@ -14,9 +14,11 @@ from unimodal.files import read_json_as, write_json
 
 def save(folder, method, keep, scores, seed=0, time=None, cache=1.0, medium="picture", groups=()):
     row = bench.Row(method, keep, seed, medium, scores, list(groups))
+    folder = folder / "tiny"
+    folder.mkdir(exist_ok=True)
     write_json(folder / row.name, asdict(row))
     if time is not None:
-        times = bench.Times(method, keep, FirstToken(time, time, cache, 3), {"memory_mib_batch_8": 2.0})
+        times = bench.Times(method, keep, FirstToken(time, time, 1.0, cache, 3), 2.0)
         write_json(folder / f"times_{method.replace(' ', '-')}_{keep:g}.json", asdict(times))
 
 
@@ -32,7 +34,7 @@ def test_the_table_has_intervals_paired_changes_and_the_best_baseline_of_equal_t
     save(tmp_path, "pooling", 0.5, right, time=0.6)
     for seed in range(2):
         save(tmp_path, "random", 0.25, [float(seed)] * 200, seed, time=0.36 if seed == 0 else None)
-    bench.write(tmp_path, tmp_path / "table.md", "Title")
+    bench.write(tmp_path, tmp_path / "table.md")
     lines = read_lines(tmp_path / "table.md")
     low, high = bench.Scores(np.array(right), np.arange(200)).find_interval()
     assert 60 < low < 70 < high < 80
@@ -40,10 +42,10 @@ def test_the_table_has_intervals_paired_changes_and_the_best_baseline_of_equal_t
     assert "65.0 (" in lines["fastv"] and "; -5.0 (-8 to -2)" in lines["fastv"]
     assert lines["fastv"].endswith("50.0 |") and "pooling" not in lines["fastv"]  # pooling is slower
     assert "50.0 (50–50)" in lines["random"]  # the mean of the seeds
-    svg = (tmp_path / "table.svg").read_text()
+    svg = (tmp_path / "table_tiny.svg").read_text()
     assert svg.count("<circle") == 5 and "fastv, 0.25" in svg
     with pytest.raises(ValueError, match="no rows"):
-        bench.write(tmp_path / "none", tmp_path / "table.md", "Title")
+        bench.write(tmp_path / "none", tmp_path / "table.md")
 
 
 def test_the_verdicts_are_of_means_times_and_paired_intervals(tmp_path):
@@ -55,12 +57,26 @@ def test_the_verdicts_are_of_means_times_and_paired_intervals(tmp_path):
     save(tmp_path, "snapkv", 0.25, right, time=1.1, cache=0.26)
     save(tmp_path, "divprune", 0.25, [*[0.0] * 40, *right[40:]], time=0.3)
     save(tmp_path, "pooling", 0.25, [*[0.0] * 20, *right[20:]], time=0.3)
-    bench.write(tmp_path, tmp_path / "table.md", "Title")
+    bench.write(tmp_path, tmp_path / "table.md")
     halving, quarter, *_ = (line for line in (tmp_path / "table.md").read_text().splitlines() if "at most one" in line)
     assert halving.endswith("in the mean: fastv 0.25 (× 0.49; picture -1.0 (-2 to +0)).")
     assert quarter.endswith("in the mean: kivi 0.25 (× 0.24; picture +0.0 (+0 to +0)).")
     [pooling] = (line for line in (tmp_path / "table.md").read_text().splitlines() if "below pooling" in line)
     assert "difference: divprune 0.25 (picture); above it 2 rows" in pooling  # those of the cache do not count
+
+
+def test_a_method_that_fails_later_questions_is_told_beyond_what_the_whole_model_loses(tmp_path):
+    right, groups = [float(number % 10 < 7) for number in range(200)], [number // 4 for number in range(200)]
+    for kind in ("scene", "later"):
+        save(tmp_path, bench.WHOLE, 1.0, [0.0] * 40 + right[40:] if kind == "later" else right, medium=kind,
+             groups=groups)  # fmt: skip
+        save(tmp_path, "snapkv", 0.25, [0.0] * 40 + right[40:] if kind == "later" else right, medium=kind,
+             groups=groups)  # fmt: skip
+        save(tmp_path, "fastv", 0.25, [0.0] * 120 + right[120:] if kind == "later" else right, medium=kind,
+             groups=groups)  # fmt: skip
+    bench.write(tmp_path, tmp_path / "table.md")
+    [told] = (line for line in (tmp_path / "table.md").read_text().splitlines() if "a later question than" in line)
+    assert "by the interval: fastv 0.25 (-28.0 (" in told and "snapkv" not in told
 
 
 def test_an_interval_of_several_questions_about_one_picture_is_of_pictures():
@@ -71,8 +87,8 @@ def test_an_interval_of_several_questions_about_one_picture_is_of_pictures():
 
 @pytest.fixture
 def asked(tmp_path):
-    return Namespace(rows=tmp_path, data=tmp_path, media=("picture", "later"), methods=("stride",), keeps=(0.5,),
-                     questions=3, rounds=1, seed=0)  # fmt: skip
+    return Namespace(rows=tmp_path, model="cards/tiny", data=tmp_path, media=("picture", "later"), methods=("stride",),
+                     keeps=(0.5,), questions=3, rounds=1, seed=0)  # fmt: skip
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch, asked):
@@ -104,8 +120,12 @@ def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch, asked):
     for _ in range(2):
         bench.measure(None, asked)
     assert told == ["with", "later", "blind", "several blind", "with", "later"]
-    assert read_json_as(bench.Row, tmp_path / bench.name_row(bench.WHOLE, 1.0, 0, "picture")).scores == [1, 1, 0]
-    later = read_json_as(bench.Row, tmp_path / bench.name_row("stride", 0.5, 0, "later"))
+    assert read_json_as(bench.Row, tmp_path / "tiny" / bench.name_row(bench.WHOLE, 1.0, 0, "picture")).scores == [
+        1,
+        1,
+        0,
+    ]
+    later = read_json_as(bench.Row, tmp_path / "tiny" / bench.name_row("stride", 0.5, 0, "later"))
     assert later.scores == [1, 1, 0] and later.groups == [0, 0, 1]
 
 

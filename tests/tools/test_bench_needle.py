@@ -1,16 +1,18 @@
 """Needles in a long text: what is hidden is there once, questions do not see each other, and rows are measured once."""
 
+import copy
 import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import DynamicCache
 
 from tests.compression.conftest import SIZES
 from tools import bench_needle as bench
 from unimodal.compression import METHODS
+from unimodal.evaluation.cached_answers import continue_greedily, continue_rows
 from unimodal.model.build import build_nano
 from unimodal.vocabulary import Vocabulary
 
@@ -57,18 +59,30 @@ def test_a_question_to_a_shared_cache_is_answered_as_alone(tokenizer, name):
     class Spy:
         token_to_id = staticmethod(lambda name: None)
         encode = staticmethod(tokenizer.encode)
-        decode = staticmethod(lambda ids: read.append(list(ids)) or "0")
+        decode = staticmethod(lambda ids: read.append(list(ids)) or "")  # no answer is settled early
 
     def open_method():
         return nullcontext() if name == "whole" else METHODS[name](0.5, scope="prompt")(model, vocabulary)
 
-    bench.ask(model, Spy, whole, open_method(), "after")
-    together, read = read, []
-    for key, number in whole.numbers.items():
-        bench.ask(model, Spy, bench.Haystack(whole.ids, {key: number}), open_method(), "after")
-    assert together == read and len(read) == 3 and len(read[0]) == bench.ANSWER_TOKENS
-    with torch.inference_mode():
-        assert bench.ask(model, Spy, whole, open_method(), "with") == [False] * 3
+    for way in bench.WAYS:
+        assert bench.ask(model, Spy, whole, open_method(), way) == [False] * 3
+        together, alone = read[-3:], []  # the whole answers are decoded last
+        for key, number in whole.numbers.items():
+            bench.ask(model, Spy, bench.Haystack(whole.ids, {key: number}), open_method(), way)
+            alone.append(read[-1])
+        assert together == alone and len(alone[0]) == bench.ANSWER_TOKENS
+
+
+def test_a_row_stops_where_its_answer_is_settled(tokenizer):
+    model = build_nano(300, SIZES, pad_id=0, bos_id=0, eos_id=1, seed=0).eval()
+    cache = DynamicCache(config=model.config)
+    continue_greedily(model, range(5, 25), cache, 1, ())
+    rows = [[30, 31, 32], [40], [50, 51]]
+    whole = continue_rows(model, rows, cache, 6, ())
+    assert cache.get_seq_length() == 20
+    assert whole == [continue_greedily(model, row, copy.deepcopy(cache), 6, ()) for row in rows]
+    settled = continue_rows(model, rows, cache, 6, (), is_settled=lambda row, ids: len(ids) > row)
+    assert settled == [ids[: row + 1] for row, ids in enumerate(whole)]
 
 
 def test_rows_are_measured_once_and_the_table_has_intervals(tmp_path, tokenizer, monkeypatch, capsys):

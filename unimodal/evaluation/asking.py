@@ -23,11 +23,19 @@ SPEECH_BATCH = 16  # utterances that are coded at once
 
 
 def answer_texts(
-    model: Unimodal, documents: Sequence[Document], seed: int, report: ReportProgress, decoder: str | None = None
+    model: Unimodal,
+    documents: Sequence[Document],
+    seed: int,
+    report: ReportProgress,
+    decoder: str | None = None,
+    tokens: int | None = None,
 ) -> list[str]:
-    """The words of the model's answers, which hold text only. Document i is answered with seed + i."""
+    """The words of the model's answers, which hold text only. Document i is answered with seed + i.
+
+    tokens: the most of an answer; None: as many as the model may write.
+    """
     seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, "answering")
-    answers = model.answers(documents, to="text", seeds=seeds, decoder=decoder, on_progress=on_progress)
+    answers = model.answers(documents, to="text", seeds=seeds, decoder=decoder, tokens=tokens, on_progress=on_progress)
     return [join_texts(answer).strip() for answer in answers]
 
 

@@ -221,9 +221,9 @@ def ask_about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) ->
     )
 
 
-def ask_about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Questions:
-    """Which thing a clip shows."""
-    rows = sample(clips.find_rows("heldout"), number, seed)
+def ask_about_clips(model: Unimodal, clips: Clips, number: int, seed: int, split: str = "heldout") -> Questions:
+    """Which thing a clip shows. split: "heldout", or "train" for clips that were trained on."""
+    rows = sample(clips.find_rows(split), number, seed)
     concepts = clips.take_concepts(rows)
     codes = model.coder.encode("video", list(clips.take(rows)))
     return Questions(
@@ -245,15 +245,15 @@ def ask_about_speech(model: Unimodal, speech: Speech, number: int, seed: int) ->
     )
 
 
-def answer_questions(model: Unimodal, questions: Questions, seed: int) -> list[str]:
-    """The answers in words, written token by token."""
-    return answer_texts(model, questions.documents, seed, _ignore_progress, "plain")
+def answer_questions(model: Unimodal, questions: Questions, seed: int, tokens: int | None = None) -> list[str]:
+    """The answers in words, written token by token. tokens: the most of one."""
+    return answer_texts(model, questions.documents, seed, _ignore_progress, "plain", tokens)
 
 
-def answer_blindly(model: Unimodal, questions: Questions, seed: int) -> list[str]:
-    """The answers to the question without a medium."""
+def answer_blindly(model: Unimodal, questions: Questions, seed: int, tokens: int | None = None) -> list[str]:
+    """The answers to the question without a medium. tokens: the most of one."""
     bare = Document([Turn("user", [Text(questions.question)])])
-    return answer_texts(model, [bare] * len(questions.parts), seed, _ignore_progress, "plain")
+    return answer_texts(model, [bare] * len(questions.parts), seed, _ignore_progress, "plain", tokens)
 
 
 class PerturbedPictures:

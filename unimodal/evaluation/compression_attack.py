@@ -167,10 +167,13 @@ def search(asked: AttackedPictures, open_method: OpenMethod, strength: float, qu
     for query in range(queries):
         tried = changes.move_squares(change, query, queries)
         parts = asked.encode((asked.clean + tried).clamp(0, 1))
-        whole = asked.weigh(parts, asked.answers).given
         with open_method():
             log = asked.weigh(parts, asked.answers).log
-        better = whole & (log < least)
+        better = log < least
+        tempting = better.nonzero()[:, 0].tolist()
+        if tempting:  # the whole model reads only those
+            given = asked.weigh([parts[i] for i in tempting], [asked.answers[i] for i in tempting]).given
+            better[tempting] = given
         change = torch.where(better.cpu()[:, None, None, None], tried, change)
         least = torch.where(better, log, least)
     return (asked.clean + change).clamp(0, 1), (asked.clean + random).clamp(0, 1)

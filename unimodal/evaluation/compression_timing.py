@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -65,14 +66,25 @@ def measure_times(
 
 @dataclass(frozen=True)
 class FirstToken:
-    """The time to the first token of a prompt against the whole model's, by the clock and by processor time: medians of
-    the ratios of runs side by side, since a shared machine changes from minute to minute. cache: bytes that the cache
-    holds behind the prompt, against the whole model's. rounds: pairs of runs."""
+    """The time to the first token of a prompt against the whole model's, by the clock and by processor time, and the
+    time of each further token by the clock: medians of the ratios of runs side by side, since a shared machine changes
+    from minute to minute. cache: bytes that the cache holds behind the prompt, against the whole model's. rounds: pairs
+    of runs."""
 
     wall: float
     processor: float
+    step: float
     cache: float
     rounds: int
+
+
+class _Reading(NamedTuple):
+    """Seconds to the first token by the clock and of the processor, seconds of further tokens, bytes of the cache."""
+
+    wall: float
+    processor: float
+    steps: float
+    cache: float
 
 
 @torch.inference_mode()
@@ -87,7 +99,7 @@ def compare_first_token(
     The whole model is read by its own forward as the method is, so that only the method differs.
     """
     prompts = [model.read(model.template.render(d, add_generation_prompt=True)) for d in documents]
-    ratios: list[tuple[float, float, float]] = []
+    ratios: list[list[float]] = []
     for number in range(rounds + 1):
         prompt = prompts[number % len(prompts)]
         sides = []
@@ -95,20 +107,32 @@ def compare_first_token(
             with opened():
                 sides.append(_read_prompt(model, prompt))
         if number:  # the first round warms up
-            ratios.append(tuple(own / whole for whole, own in zip(*sides, strict=True)))  # type: ignore[arg-type]
-    wall, processor, cache = (median(column) for column in zip(*ratios, strict=True))
-    return FirstToken(wall, processor, cache, rounds)
+            ratios.append([own / whole for whole, own in zip(*sides, strict=True)])
+    wall, processor, step, cache = (median(column) for column in zip(*ratios, strict=True))
+    return FirstToken(wall, processor, step, cache, rounds)
 
 
-def _read_prompt(model: Unimodal, prompt: list[int]) -> tuple[float, float, float]:
-    """Seconds by the clock and of the processor to the first token, and the bytes of the cache behind it."""
+def _read_prompt(model: Unimodal, prompt: list[int]) -> _Reading:
     from transformers import DynamicCache
 
     own = model.engine.model
     cache = DynamicCache(config=own.config)
     begin, used = _read_clock(own.device), time.process_time()
-    continue_greedily(own, prompt, cache, 1, ())
-    return _read_clock(own.device) - begin, time.process_time() - used, count_cache_bytes(cache)
+    last = continue_greedily(own, prompt, cache, 1, ())
+    first, used = _read_clock(own.device), time.process_time() - used
+    held = count_cache_bytes(cache)
+    go_on = _read_clock(own.device)
+    continue_greedily(own, last, cache, STEPS, ())
+    return _Reading(first - begin, used, _read_clock(own.device) - go_on, held)
+
+
+def measure_memory(model: Unimodal, documents: Sequence[Document]) -> float:
+    """The most MiB that reading `BATCH` prompts at once and writing `STEPS` tokens to each holds beside the weights."""
+    prompts = [model.read(model.template.render(d, add_generation_prompt=True)) for d in documents]
+    rows = [prompts[number % len(prompts)] for number in range(BATCH)]
+    with watch_memory(model.engine.device) as held:
+        _run_once(model, rows)
+    return round(held.most / 2**20, 3)
 
 
 @torch.inference_mode()

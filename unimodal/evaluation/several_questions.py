@@ -13,7 +13,6 @@ first question of a picture is not counted in either way.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from unimodal.data.order import make_generator
 from unimodal.data.scenes.scene import Kind
 from unimodal.data.scenes.words import Question
 from unimodal.evaluation.asking import answer_texts
-from unimodal.evaluation.cached_answers import continue_greedily
+from unimodal.evaluation.cached_answers import continue_greedily, continue_rows
 from unimodal.evaluation.prepared_scenes import PreparedScenes, ask, is_same_answer, is_thing_named
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline.requests import count_answer_tokens
@@ -77,13 +76,14 @@ class SeveralQuestions:
         return scores
 
     def answer_alone(self, model: Unimodal, seed: int, blind: bool = False) -> list[str]:
-        """The answers to each question in a prompt of its own; blind: without the picture."""
+        """The answers to each question in a prompt of its own, as long as those behind another question at most. blind:
+        without the picture."""
         documents = [
             Document([Turn("user", [Text(question.text)])]) if blind else ask(self.media[number], question.text)
             for number, asked in enumerate(self.questions)
             for question in asked[1:]
         ]
-        return answer_texts(model, documents, seed, lambda *_: None, "plain")
+        return answer_texts(model, documents, seed, lambda *_: None, "plain", count_answer_tokens(model, "text"))
 
     def answer_later(self, model: Unimodal) -> list[str]:
         """The answers to each question behind what reading the picture with its first question left, greedily."""
@@ -108,13 +108,14 @@ def answer_later(model: Unimodal, medium: Image | Video, asked: Sequence[Questio
     for rows in model.vocabulary.text_ranges:
         allowed[rows.start : rows.stop] = True
     allowed[end] = True
-    answers = []
+    behind: list[list[int]] = []
     for question in asked[1:]:
         turns = [*first.turns, Turn("assistant", [Text(asked[0].answer)]), Turn("user", [Text(question.text)])]
         whole = model.read(model.template.render(Document(turns), add_generation_prompt=True))
         assert whole[: len(prompt)] == prompt, "a template writes what was said as it was said"
-        most = count_answer_tokens(model, "text")
-        ids = continue_greedily(own, whole[len(prompt) :], copy.deepcopy(cache), most, (end,), allowed)
+        behind.append(whole[len(prompt) :])
+    answers = []
+    for ids in continue_rows(own, behind, cache, count_answer_tokens(model, "text"), (end,), allowed):
         said = model.template.parse_answer([one for one in ids if one != end])
         answers.append(" ".join(part.text for part in said if isinstance(part, Text)).strip())
     return answers
