@@ -10,7 +10,8 @@ import torch
 
 from unimodal.export.stock import export_model
 from unimodal.model.adapter import load_adapter
-from unimodal.model.soft_prompt import PROMPT_FOLDER, find_soft_prompt, list_prompt_ids
+from unimodal.model.soft_prompt import find_soft_prompt, list_prompt_ids
+from unimodal.model.weight_files import PROMPT_FOLDER
 from unimodal.pipeline import load
 from unimodal.sequence.document import Image
 
