@@ -8,13 +8,10 @@ printed as JSON and kept in `--out`/NAME.json. One processor thread, one seed.
 
 from __future__ import annotations
 
-import argparse
 import json
-import runpy
 import shutil
 import statistics
-import sys
-import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +22,6 @@ from PIL import Image
 from torch import Tensor
 
 import unimodal  # noqa: F401 (before transformers)
-from unimodal.files import write_json
 from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder
@@ -40,17 +36,17 @@ from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.document import Image as Picture
 from unimodal.tokenizers.nano.video import VideoTokenizer
 from unimodal.tokenizers.parts.split_ids import split_ids
+from unimodal.tuning.study import Figures, run_recipe, run_studies
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS, CELLS = 64, 16
-Figures = dict[str, object]
 
 
 class Study:
     """The data, folders and sizes that the studies share."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: Namespace) -> None:
         self.model, self.out, self.data, self.steps = args.model, args.out, args.data, args.steps
         self.pictures = args.pictures
 
@@ -63,12 +59,7 @@ class Study:
 
     def run_recipe(self, name: str, *settings: str) -> list[dict[str, float]]:
         """Run a recipe; its metrics."""
-        argv = [str(ROOT / "recipes" / f"{name}.py"), *(word for one in settings for word in ("--set", one))]
-        before, sys.argv = sys.argv, argv
-        try:
-            runpy.run_path(argv[0], run_name="__main__")
-        finally:
-            sys.argv = before
+        run_recipe(ROOT / "recipes" / f"{name}.py", *settings)
         [run] = [one.partition("=")[2] for one in settings if one.startswith("run=")]
         return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
@@ -325,23 +316,15 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="+", choices=STUDIES)
-    parser.add_argument("--model", type=Path, default=ROOT / "model_cards" / "nano")
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "prepared")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "runs" / "study_mixed")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--pictures", type=int, default=400, help="pictures, or clips, to learn from")
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    study = Study(args)
-    for name in args.studies:
-        began = time.process_time()
-        figures = STUDIES[name](study) | {"steps": args.steps, "processor_s": round(time.process_time() - began)}
-        print(json.dumps({name: figures}, indent=1))
-        write_json(args.out / f"{name}.json", figures)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_studies(__doc__, STUDIES, Study, add_options, arguments)
 
 
 if __name__ == "__main__":

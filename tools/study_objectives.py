@@ -9,101 +9,40 @@ out. The recipes of `recipes/` train; what is measured is printed as JSON and ke
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import runpy
-import shutil
 import statistics
-import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 import unimodal  # noqa: F401 (before transformers)
-from unimodal.data.emoji_concepts import put_on_white, read_concepts
-from unimodal.data.emoji_packages import open_emoji_styles
-from unimodal.files import write_json
 from unimodal.model.attention import set_attention
 from unimodal.objectives.sinks import measure_sinks
 from unimodal.pipeline import Unimodal, load
 from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.document import Image as Picture
+from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies
 
-ROOT = Path(__file__).resolve().parents[1]
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 STYLES = ("noto", "fluent3d")  # nano draws the first one more readily
 REJECTED, CHOSEN = STYLES
 Row = dict[str, object]
-Figures = dict[str, object]
 
 
-class Study:
-    """The pictures, folders and settings that the studies share."""
+class Study(PictureStudy):
+    """Concepts in both styles, every third of them held out."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.model, self.out, self.steps = args.model, args.out, args.steps
-        self.raw, self.concepts, self.tokens = args.raw, args.concepts, args.tokens
-
-    def list_pictures(self) -> list[dict[str, str]]:
-        """The first concepts that both styles draw: their names, and the file of each style."""
-        folder = self.out / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
-        styles, found = open_emoji_styles(self.raw), []
-        for concept in read_concepts(self.raw):
-            if len(found) == self.concepts:
-                break
-            if concept["split"] != "train" or concept["group"] not in ("animals-nature", "food-drink", "objects"):
-                continue
-            drawn = {style: styles[style](concept["key"], concept["label"]) for style in STYLES}
-            if any(picture is None for picture in drawn.values()):
-                continue
-            files = {"name": concept["label"]}
-            for style, picture in drawn.items():
-                path = folder / f"{concept['key']}_{style}.png"
-                if picture is not None and not path.exists():
-                    Image.fromarray(put_on_white(picture)).save(path)
-                files[style] = str(path)
-            found.append(files)
-        return found
+    def list_both(self) -> list[dict[str, str]]:
+        return self.list_pictures(STYLES)
 
     def split(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         """(concepts to learn from, concepts that are held out)."""
-        pictures = self.list_pictures()
+        pictures = self.list_both()
         return [p for i, p in enumerate(pictures) if i % 3], pictures[::3]
-
-    def write_rows(self, name: str, rows: Sequence[Row]) -> str:
-        path = self.out / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    def train(self, name: str, rows: str, held_out: str | None, *settings: str, recipe: str = "finetune_lora") -> Path:
-        """Run a recipe for the model on rows; its folder. Held-out rows are scored at the beginning and the end."""
-        out, run = self.out / f"{name}_model", self.out / f"{name}_run"
-        for folder in (out, run):
-            shutil.rmtree(folder, ignore_errors=True)
-        start = [f"base={self.model}"] if recipe == "finetune_lora" else [f"text={self.model}"]
-        root = f"media_root: {self.out}"
-        validation = f"[{{path: {held_out}, {root}}}]" if held_out else "[]"
-        asked = [
-            *start, f"media={self.model}", f"out={out}", f"run={run}",
-            f"corpus={{datasets: [{{path: {rows}, {root}}}], validation: {validation}, codes: {self.out}/codes, "
-            f"length: 512, tokens_per_batch: {self.tokens}, batches_per_window: 4, condition_dropout: 0}}",
-            f"loop.steps={self.steps}", "loop.warmup_steps=2", "loop.log_every=1", "loop.plot=false",
-            f"loop.evaluate_every={self.steps if held_out else 0}", "loop.checkpoint_every_s=100000", *settings,
-        ]  # fmt: skip
-        argv = [str(ROOT / "recipes" / f"{recipe}.py"), *(word for one in asked for word in ("--set", one))]
-        before, sys.argv = sys.argv, argv
-        try:
-            runpy.run_path(argv[0], run_name="__main__")
-        finally:
-            sys.argv = before
-        return out
-
-    def read_metrics(self, name: str) -> list[dict[str, float]]:
-        return [json.loads(line) for line in (self.out / f"{name}_run" / "metrics.jsonl").read_text().splitlines()]
 
 
 def draw(name: str) -> list[Row]:
@@ -201,7 +140,7 @@ def name_pictures(model: Unimodal, concepts: Sequence[dict[str, str]]) -> list[b
 def study_unlearning(study: Study) -> Figures:
     """Who's Harry Potter: some of the names that the model knows go, the others stay."""
     model = load(study.model, device="cpu")
-    pictures = study.list_pictures()
+    pictures = study.list_both()
     known = [c for c, right in zip(pictures, name_pictures(model, pictures), strict=True) if right]
     forget, keep = known[: max(2, len(known) // 4)], known[max(2, len(known) // 4) :]
 
@@ -333,7 +272,7 @@ def study_cost(study: Study) -> Figures:
     from unimodal.tuning.objective import make_objective
 
     loaded = load(study.model, device="cpu")
-    concepts, rendered = study.list_pictures()[:4], []
+    concepts, rendered = study.list_both()[:4], []
     for concept in concepts:
         pair = []
         for style, sign in zip(STYLES, (1.0, -1.0), strict=True):
@@ -386,24 +325,10 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=STUDIES)
-    parser.add_argument("--model", type=Path, default=Path("model_cards/nano"), help="the model that learns")
-    parser.add_argument("--raw", type=Path, default=Path("data/raw"))
-    parser.add_argument("--out", type=Path, default=Path("data/runs/objectives"))
-    parser.add_argument("--concepts", type=int, default=90)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
-    args = parser.parse_args(arguments)
-    args.out = args.out.absolute()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    study = Study(args)
-    for name in args.names:
-        began = time.process_time()
-        figures = {**STUDIES[name](study), "processor_seconds": round(time.process_time() - began)}
-        write_json(args.out / f"{name}.json", figures)
-        print(json.dumps({name: figures}))
+    def make(options: Namespace) -> Study:
+        return Study(RECIPES, options)
+
+    run_studies(__doc__, STUDIES, make, lambda parser: add_options(parser, "objectives", 90), arguments)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig, GenerationRequest
 from unimodal.model.adapter import load_adapter, merge, save_adapter
-from unimodal.model.base import load_base
 from unimodal.model.blocks import find_decoder_blocks
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
@@ -56,9 +55,10 @@ def vocabulary():
     return Vocabulary.build(PADDED, blocks, layouts)
 
 
-def build(base, vocabulary, kind, lora=LoraSettings(rank=2), length=LENGTH):
+def build(base, vocabulary, kind):
     """A base with new rows, LoRA and such a prompt as after some training."""
-    model = build_model(base, vocabulary, lora, prompt=PromptSettings(length=length, **KINDS[kind]))
+    settings = PromptSettings(length=LENGTH, **KINDS[kind])
+    model = build_model(base, vocabulary, LoraSettings(rank=2), prompt=settings)
     noise = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -178,8 +178,6 @@ def test_a_prefix_begins_as_the_soft_prompt_of_its_words(base, vocabulary):
     model = build_model(base, vocabulary, None, prompt=PromptSettings(length=4, space=SpaceSettings()))
     prompt = find_soft_prompt(model)
     assert prompt.first_layer == 1 and len(prompt.compute_states()) == 2, "half of three layers"
-    begin = load_base(base).model.get_input_embeddings()
-    del begin
     table = model.get_input_embeddings().base
     check_equal(prompt.vectors, table(torch.tensor([vocabulary.get_control_id("<|bos|>")] * 4)).detach())
 
@@ -241,12 +239,15 @@ def test_copies_checkpoints_and_other_prompts_keep_apart(base, vocabulary):
         assert torch.equal(other(ids[:, LENGTH:]).logits, model(ids[:, LENGTH:]).logits)
         with use_prompt(model, taken):
             check_equal(model(ids).logits, before.detach())
-    shallow = build_model(base, vocabulary, None, prompt=PromptSettings(length=LENGTH))
+    shallow = build_model(base, vocabulary, None, prompt=PromptSettings(length=LENGTH)).eval()
     assert not has_layer_states(shallow) and has_layer_states(model)
-    with torch.no_grad(), use_prompt(shallow, taken):
-        with_it = shallow(ids).logits
-    with torch.no_grad(), use_prompt(shallow, build_prefix_of(shallow)):
-        assert torch.equal(with_it.isfinite(), torch.ones_like(with_it, dtype=torch.bool))
+    deeper = build_model(base, vocabulary, None, prompt=PromptSettings(length=LENGTH, prefix=PrefixSettings())).eval()
+    with torch.no_grad():
+        find_soft_prompt(deeper).states.mul_(-1)
+        own, theirs = shallow(ids).logits, deeper(ids).logits
+        with use_prompt(shallow, find_soft_prompt(deeper)):
+            check_equal(shallow(ids).logits, theirs)
+        assert torch.equal(shallow(ids).logits, own) and not torch.equal(own, theirs)
     assert not any(block._forward_pre_hooks for block in find_decoder_blocks(shallow))
 
     gradients = []
@@ -260,11 +261,6 @@ def test_copies_checkpoints_and_other_prompts_keep_apart(base, vocabulary):
         loss.backward()
         gradients.append(find_soft_prompt(again).space.grad)
     check_equal(*gradients)
-
-
-def build_prefix_of(model):
-    prompt = find_soft_prompt(model)
-    return PrefixPrompt(prompt.vectors, torch.zeros(2, *prompt.vectors.shape))
 
 
 def test_it_is_saved_trained_on_and_refused_in_one_line(base, vocabulary, tmp_path):

@@ -33,8 +33,6 @@ class EngineParts:
     embed: nn.Module | None = None
     prompt: PromptCache | None = None
 
-    def begin_streams(
-        self, num: int, prefixes: Sequence[CachedPrefix | None] = ()
-    ) -> Sequence[CachedPrefix | None]:
+    def begin_streams(self, num: int, prefixes: Sequence[CachedPrefix | None] = ()) -> Sequence[CachedPrefix | None]:
         """The prefixes of `num` streams, of which the model's soft prompt is one wherever none is longer."""
         return prefixes if self.prompt is None else self.prompt.fill(prefixes, num)

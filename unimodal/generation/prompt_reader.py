@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from unimodal.generation.decoders.flush_streams import stack_positions
 from unimodal.generation.decoders.slot_decoders import LeanSlots, make_twin
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, SlotDecoder, StepDecoder

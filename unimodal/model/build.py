@@ -30,8 +30,8 @@ from unimodal.model.fourier_head import (
 )
 from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
-from unimodal.model.private_gradients import PrivateGradients
 from unimodal.model.prefix import make_prefix
+from unimodal.model.private_gradients import PrivateGradients
 from unimodal.model.prompt_files import has_soft_prompt, read_soft_prompt
 from unimodal.model.prompt_settings import PromptSettings
 from unimodal.model.rows import extend_rows, get_new_rows, share_rows

@@ -48,12 +48,11 @@ def save_soft_prompt(
     place = folder / PROMPT_FOLDER
     place.mkdir(parents=True, exist_ok=True)
     vectors = prompt.compute_vectors().detach().to("cpu", dtype).contiguous()
-    text, config = model.config.get_text_config(), _make_config
-    made, written = vectors, config("PROMPT_TUNING", prompt, model, base, int(vectors.shape[1]), 0)
+    made, written = vectors, _make_config("PROMPT_TUNING", prompt, model, base, int(vectors.shape[1]))
     if prompt.first_layer is not None:
         held = compute_keys_and_values(model, prompt)  # [P, L, 2, K, W]
         made = held.flatten(1).to("cpu", dtype).contiguous()
-        written = config("PREFIX_TUNING", prompt, model, base, held[0, 0, 0].numel(), held.shape[3])
+        written = _make_config("PREFIX_TUNING", prompt, model, base, held[0, 0, 0].numel(), held.shape[3])
         states = {"vectors": vectors, "states": prompt.compute_states().detach().to("cpu", dtype).contiguous()}
         begins = prompt.begins if isinstance(prompt, PrefixPrompt) else prompt.first_layer
         write_bytes_atomically(place / STATES_FILE, save(states, metadata={"format": "pt", "begins": str(begins)}))
@@ -62,7 +61,7 @@ def save_soft_prompt(
 
 
 def _make_config(
-    kind: str, prompt: SoftPrompt, model: PreTrainedModel, base: str, width: int, num_heads: int
+    kind: str, prompt: SoftPrompt, model: PreTrainedModel, base: str, width: int, num_heads: int | None = None
 ) -> PeftConfig:
     """peft's config of a prompt, or of a prefix whose keys have so many heads of `width` in all."""
     from peft import PrefixTuningConfig, PromptTuningConfig

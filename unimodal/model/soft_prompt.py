@@ -89,8 +89,8 @@ class _LastRead(dict[bool, PromptPlaces | None]):
 class PromptedEmbedding(nn.Module):
     """An embedding table, and before it the ids of a prompt: ids [B, N] → [B, N, D].
 
-    last_read: where the prompt stands in the batch that the layers read next. It is kept apart for calls with gradients:
-    a block that is computed again in the backward pass finds what it had, whatever was read without them in between.
+    last_read: where the prompt stands in the batch that the layers read next. It is kept apart for calls with
+    gradients: a block that is computed again in the backward pass finds what it had, whatever was read in between.
     """
 
     def __init__(self, base: nn.Module, prompt: SoftPrompt) -> None:

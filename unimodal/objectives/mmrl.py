@@ -44,9 +44,7 @@ class MmrlLoss(Objective):
 
     compares_with_start = True
 
-    def __init__(
-        self, model: PreTrainedModel, vocabulary: Vocabulary, cfg: LossConfig | None, own: MmrlConfig
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, cfg: LossConfig | None, own: MmrlConfig) -> None:
         super().__init__(model, vocabulary, cfg)
         refuse_summed(vocabulary, "mmrl")
         if find_soft_prompt(model) is None:
