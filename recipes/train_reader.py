@@ -18,7 +18,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -63,6 +63,7 @@ class FusionConfig(Config):
     reach: float | None = 0.25
     pool: int = 1
     dropout: float = 0.1
+    orthogonal: Literal["matrix_exp", "cayley"] = "matrix_exp"
 
 
 class ReaderRecipe(Config):

@@ -10,7 +10,6 @@ out. The recipes of `recipes/` train; what is measured is printed as JSON and ke
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from argparse import Namespace
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 import unimodal  # noqa: F401 (before transformers)
+from unimodal.evaluation.shares import find_interval
 from unimodal.model.attention import set_attention
 from unimodal.objectives.sinks import measure_sinks
 from unimodal.pipeline import Unimodal, load
@@ -85,10 +85,7 @@ def compare_styles(model: Unimodal, concepts: Sequence[dict[str, str]]) -> Figur
 
 def wilson(hits: int, num: int) -> list[float]:
     """Wilson's 95% interval of a share."""
-    z, share = 1.96, hits / num
-    centre, spread = share + z * z / (2 * num), z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
-    low, high = (centre - spread) / (1 + z * z / num), (centre + spread) / (1 + z * z / num)
-    return [round(max(0.0, low), 3), round(min(1.0, high), 3)]
+    return [round(end, 3) for end in find_interval(hits / num, num)]
 
 
 def write_pairs(study: Study, concepts: Sequence[dict[str, str]], name: str) -> str:
@@ -109,6 +106,60 @@ def study_preference(study: Study) -> Figures:
     accuracy = study.read_metrics("preference")[-1]["validation_reward_accuracy"]
     after = compare_styles(load(folder, device="cpu"), held_out)
     return {"before": before, "after": after, "held_out_reward_accuracy": accuracy}
+
+
+def study_critical(study: Study) -> Figures:
+    """cDPO beside DPO at equal steps: tokens weighed by models that are tuned on the chosen and on the rejected."""
+    learnt, held_out = study.split()
+    rows, others = write_pairs(study, learnt, "pairs"), write_pairs(study, held_out, "held_out_pairs")
+    tuned = []
+    for style in (CHOSEN, REJECTED):
+        taught: list[Row] = [{"messages": [*draw(c["name"]), *answer_with(c[style])]} for c in learnt]
+        path = study.write_rows(f"critical_{style}", taught)
+        tuned.append(study.train(f"critical_{style}", path, None, "loop.learning_rate=1e-3"))
+    figures: Figures = {"before": compare_styles(load(study.model, device="cpu"), held_out)}
+    contrast = f"objective.preference.critical={{right: {tuned[0]}, wrong: {tuned[1]}}}"
+    for name, more in (("preference_alone", []), ("critical", [contrast])):
+        settings = ["objective.preference.beta=0.02", "loop.learning_rate=1e-3", *more]
+        folder = study.train(name, rows, others, *settings)
+        figures[name] = {
+            **compare_styles(load(folder, device="cpu"), held_out),
+            "held_out_reward_accuracy": study.read_metrics(name)[-1]["validation_reward_accuracy"],
+        }
+    return figures
+
+
+def study_row_prior(study: Study) -> Figures:
+    """Nano without its rows of media, which are learnt anew for its layers from few drawings, with and without a prior.
+
+    The rows begin as projections of the codebook's vectors.
+    """
+    from transformers import AutoModelForCausalLM
+
+    learnt, held_out = study.split()
+    whole = AutoModelForCausalLM.from_pretrained(study.model, dtype=torch.float32)
+    num_text = load(study.model, device="cpu").vocabulary.text_size
+    whole.resize_token_embeddings(num_text)
+    whole.config.bos_token_id = whole.config.eos_token_id = whole.config.pad_token_id = 0
+    whole.generation_config = None
+    base = study.out / "text_base"
+    whole.save_pretrained(base)
+    tokenizer = json.loads((study.model / "tokenizer.json").read_text())
+    (base / "tokenizer.json").write_text(json.dumps({**tokenizer, "added_tokens": []}))
+    rows, others = (
+        study.write_rows(name, [{"messages": [*draw(c["name"]), *answer_with(c[STYLES[0]])]} for c in concepts])
+        for name, concepts in (("row_drawings", learnt), ("held_out_row_drawings", held_out))
+    )
+    figures: Figures = {}
+    for name, more in (
+        ("without", []),
+        *((f"weight {w:g}", [f"objective.row_prior.weight={w}"]) for w in (1e-4, 1e-3)),
+    ):
+        run = "row_prior_" + name.replace(" ", "_")
+        study.train(run, rows, others, f"base={base}", "lora=null", "loop.learning_rate=3e-3", *more)
+        last = study.read_metrics(run)[-1]
+        figures[name] = {"learnt": round(last["loss_image"], 3), "held_out": round(last["validation_loss_image"], 3)}
+    return figures
 
 
 def study_kto(study: Study) -> Figures:
@@ -315,11 +366,13 @@ def study_cost(study: Study) -> Figures:
 
 STUDIES: dict[str, Callable[[Study], Figures]] = {
     "preference": study_preference,
+    "critical": study_critical,
     "kto": study_kto,
     "unlearning": study_unlearning,
     "sinks": study_sinks,
     "grpo": study_grpo,
     "distillation": study_distillation,
+    "row_prior": study_row_prior,
     "cost": study_cost,
 }
 

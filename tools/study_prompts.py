@@ -69,6 +69,33 @@ def study_prompt(study: Study) -> Figures:
     return figures
 
 
+def study_layers(study: Study) -> Figures:
+    """States of a prompt in all layers (prefix tuning), and in the upper half as projections of one space (MMRL), with
+    and without the term that holds answers near the base: what is learnt of the wanted style on held-out concepts, and
+    what becomes of drawings in the other style and of names, that nobody tuned."""
+    rows, kept = study.write_drawings(WANTED), study.write_drawings(KNOWN)
+    names = study.write_drawings(WANTED, named=True)
+    text, length = "text: draw the picture", f"length: {study.length}"
+    still = ("loop.learning_rate=1e-9", "loop.final_learning_rate=1e-9")
+    figures: Figures = {}
+    for name, settings in (
+        ("prompt", [f"prompt={{{length}, {text}}}", "loop.learning_rate=0.1"]),
+        ("prefix", [f"prompt={{{length}, {text}, prefix: {{}}}}", "loop.learning_rate=0.03"]),
+        ("space", [f"prompt={{{length}, {text}, space: {{}}}}", "loop.learning_rate=3e-3"]),
+        ("mmrl", [f"prompt={{{length}, {text}, space: {{}}}}", "loop.learning_rate=3e-3", "objective=mmrl"]),
+        ("prompt_mmrl", [f"prompt={{{length}, {text}}}", "loop.learning_rate=0.1", "objective=mmrl"]),
+    ):
+        folder = study.teach(f"layers_{name}", rows, *settings)
+        found = study.read_losses(f"layers_{name}")
+        steps, study.steps = study.steps, 1
+        for other, given, modality in (("other_style", kept, "image"), ("names", names, "text")):
+            study.teach(f"layers_{name}_{other}", given, f"prompt.source={folder}", *still)
+            found[other] = study.read_losses(f"layers_{name}_{other}", modality)["held_out"]
+        study.steps = steps
+        figures[name] = found
+    return figures
+
+
 def study_context(study: Study) -> Figures:
     """A context of two examples as it is, and tuned near them."""
     rows = study.write_drawings(WANTED)
@@ -167,6 +194,7 @@ def study_growth(study: Study) -> Figures:
 
 STUDIES: dict[str, Callable[[Study], Figures]] = {
     "prompt": study_prompt,
+    "layers": study_layers,
     "context": study_context,
     "transfer": study_transfer,
     "post": study_post,

@@ -73,7 +73,7 @@ class PictureStudy:
         validation = f"[{{path: {held_out}, {root}}}]" if held_out else "[]"
         run_recipe(
             self.recipes / f"{recipe}.py",
-            f"base={self.model}" if recipe == "finetune_lora" else f"text={self.model}",
+            f"text={self.model}" if recipe == "pretrain" else f"base={self.model}",
             f"media={self.model}", f"out={out}", f"run={run}",
             f"corpus={{datasets: [{{path: {rows}, {root}}}], validation: {validation}, codes: {self.out}/codes, "
             f"length: 512, tokens_per_batch: {self.tokens}, batches_per_window: 4, condition_dropout: 0}}",
