@@ -1,9 +1,9 @@
 """What codes that are learnt in spans buy on a small model: pictures in few passes, and what they lose by it.
 
-    python tools/study_spans.py masked next_x --steps 300      # one of STUDIES, or several; rows of docs/objectives.md
+    python tools/study_spans.py start masked --steps 240      # one of STUDIES, or several; rows of docs/objectives.md
 
-Each objective trains the whole of nano on drawings of one style, `next_token` beside them for as many steps. Then held-
-out concepts are drawn, token by token and by the objective's own decoder. A drawing is judged by a frozen
+Each objective trains the whole of nano on drawings of one style. Then held-out concepts are drawn, token by token and
+by the objective's own decoder; `start` is nano as it is, `next_token` after as many steps of next tokens. A drawing is judged by a frozen
 EfficientNet-lite0, which no model here was trained by: which picture of all concepts and both styles is nearest, and
 how near the concept's own one is. `nats` is the loss of the drawn codes under the model of the start, a code, which
 says how likely they are together. Pictures are emoji from `data/raw` (`python tools/fetch_data.py`).
@@ -54,11 +54,10 @@ class Study(PictureStudy):
             rows[concept["name"] in kept].append({"messages": messages})
         self.rows = self.write_rows("drawings", rows[0]), self.write_rows("held_out_drawings", rows[1])
 
-    def teach(self, name: str, *settings: str) -> Unimodal:
-        """The model after whole training on the drawings."""
+    def teach(self, name: str, *settings: str) -> Path:
+        """Whole training on the drawings; the folder of the model."""
         rate = [f"loop.learning_rate={self.rate}", f"loop.final_learning_rate={self.rate / 10}"]
-        folder = self.train(name, *self.rows, *rate, "loop.warmup_steps=10", *settings, recipe="finetune_full")
-        return load(folder, device="cpu")
+        return self.train(name, *self.rows, *rate, "loop.warmup_steps=10", *settings, recipe="finetune_full")
 
     def judge(self, model: Unimodal, decoder: str | None = None) -> Figures:
         """Draw the held-out concepts, each by its own seed, and judge the drawings."""
@@ -98,25 +97,29 @@ def read_picture(path: str) -> Tensor:
     return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1).float() / 255
 
 
+def study_start(study: Study) -> Figures:
+    """The model as it is: token by token."""
+    return study.judge(study.start, "plain")
+
+
 def study_next_token(study: Study) -> Figures:
-    """The start, and as many steps of next tokens: token by token."""
-    figures: Figures = {"start": study.judge(study.start, "plain")}
-    tuned = study.teach("next_token")
-    return {**figures, "tuned": study.judge(tuned, "plain"), "held_out_loss": study.read_held_out("next_token")}
+    """As many steps of next tokens: token by token."""
+    tuned = load(study.teach("next_token"), device="cpu")
+    return {"held_out_loss": study.read_held_out("next_token"), "token by token": study.judge(tuned, "plain")}
 
 
 def study_masked(study: Study) -> Figures:
-    """Masked codes: by 4, 8 and 12 passes for a block of codes, of which a picture has several."""
-    model = study.teach("masked", "objective.masked_codes.share=0.9")
-    return {"held_out_loss": study.read_held_out("masked"), **judge_by(study, model, "masked", "passes", (4, 8, 12))}
+    """Masked codes: by 4, 8 and 11 passes for a block of codes, of which a picture of nano's has three."""
+    folder = study.teach("masked", "objective.masked_codes.share=0.9")
+    return {"held_out_loss": study.read_held_out("masked"), **judge_by(study, folder, "masked", "passes", (4, 8, 11))}
 
 
 def study_next_x(study: Study) -> Figures:
     """xAR over cells of 2 × 2 codes and over whole blocks: by 1, 2 and 4 passes for an entity."""
     figures: Figures = {}
     for unit in ("whole", "subsample"):
-        model = study.teach(f"next_x_{unit}", f"objective.next_x={{unit: {unit}, share: 0.9}}")
-        found = judge_by(study, model, "next-x", "steps", (8, 12) if unit == "whole" else (2, 4))
+        folder = study.teach(f"next_x_{unit}", f"objective.next_x={{unit: {unit}, share: 0.9}}")
+        found = judge_by(study, folder, "next-x", "steps", (8, 12) if unit == "whole" else (2, 4))
         figures |= {f"{unit}, {name}": value for name, value in found.items()}
         figures[f"{unit}, held_out_loss"] = study.read_held_out(f"next_x_{unit}")
     return figures
@@ -124,22 +127,24 @@ def study_next_x(study: Study) -> Figures:
 
 def study_any_order(study: Study) -> Figures:
     """Any subset of the codes given, by the lossless speculative sampler of the same model."""
-    model = study.teach("any_order", "objective.any_order.share=0.9")
+    model = load(study.teach("any_order", "objective.any_order.share=0.9"), device="cpu")
     return {"held_out_loss": study.read_held_out("any_order"), "any-order": study.judge(model)}
 
 
-def judge_by(study: Study, model: Unimodal, decoder: str, setting: str, values: Sequence[int]) -> Figures:
-    """Judge the model with several values of a setting of its own decoder, and token by token."""
-    writing = model.processor.writing
-    assert writing is not None and decoder in writing.decoders
+def judge_by(study: Study, folder: Path, decoder: str, setting: str, values: Sequence[int]) -> Figures:
+    """Judge a model with several values of a setting of its own decoder, and token by token."""
     found: Figures = {}
     for value in values:
+        model = load(folder, device="cpu")
+        writing = model.processor.writing
+        assert writing is not None and decoder in writing.decoders
         writing.decoders[decoder][setting] = value
         found[f"{setting} {value}"] = study.judge(model)
-    return found | {"token by token": study.judge(model, "plain")}
+    return found | {"token by token": study.judge(load(folder, device="cpu"), "plain")}
 
 
 STUDIES: dict[str, Callable[[Study], Figures]] = {
+    "start": study_start,
     "next_token": study_next_token,
     "masked": study_masked,
     "next_x": study_next_x,

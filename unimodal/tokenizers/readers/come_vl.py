@@ -34,8 +34,8 @@ from unimodal.tokenizers.stored import TokenizerConfig
 class CoMEVLConfig(TokenizerConfig):
     """first, second: the encoders; fused tokens stand at the first one's patches. first_layers, second_layers: which of
     their layers, from 0; None: all. hidden: W. reach: how far a query sees, None: everywhere. pool: neighbours that are
-    averaged in each direction. dropout: within the gated MLP. orthogonal: how a matrix becomes orthogonal; `cayley` takes
-    a tenth of the time, and leaves out matrices that turn something by exactly half a circle."""
+    averaged in each direction. dropout: within the gated MLP. orthogonal: how a matrix becomes orthogonal; `cayley` is
+    faster, and leaves out those that turn something by exactly half a circle."""
 
     family: Literal["come_vl"] = "come_vl"
     width: int = Field(ge=1)
