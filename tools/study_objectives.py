@@ -313,8 +313,13 @@ def study_distillation(study: Study) -> Figures:
 
 
 def study_cost(study: Study) -> Figures:
-    """Median processor time of a step, forward and backward with LoRA, over that of next-token training."""
-    from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
+    """Median processor time of a step, forward and backward, over that of next-token training, on the same drawings:
+    objectives with LoRA, prompts of 20 tokens without."""
+    from unimodal.model.base import load_base
+    from unimodal.model.build import build_model
+    from unimodal.model.lora import LoraSettings
+    from unimodal.model.prompt_settings import PromptSettings
+    from unimodal.model.soft_prompt import list_prompt_ids
     from unimodal.objectives.next_token import LossConfig
     from unimodal.objectives.registry import ObjectiveConfig
     from unimodal.sequence.packing import pack, stack
@@ -323,44 +328,57 @@ def study_cost(study: Study) -> Figures:
     from unimodal.tuning.objective import make_objective
 
     loaded = load(study.model, device="cpu")
-    concepts, rendered = study.list_both()[:4], []
+    concepts, pairs = study.list_both()[:4], []
     for concept in concepts:
         pair = []
         for style, sign in zip(STYLES, (1.0, -1.0), strict=True):
             picture = loaded.coder.encode_part(Picture(path=concept[style]))
             turns = [Turn("user", f"Draw {concept['name']}."), Turn("assistant", [picture])]
             pair.append(loaded.template.render(Document(turns)).give_values(sign))
-        rendered.append(join_group(pair))
-    batch = stack(pack(rendered, 512, loaded.vocabulary.get_control_id("<|pad|>")))
+        pairs.append(join_group(pair))
     folder = str(study.model)
-    asked: dict[str, object] = {
-        "next_token": {},
-        "sinks": {"sinks": {}},
-        "preference": {"preference": {}},
-        "cdpo": {"preference": {"critical": {"right": folder, "wrong": folder}}},
-        "kto": {"kto": {}},
-        "unlearning": {"unlearning": {"reinforced": folder}},
-        "distillation": {"distillation": {"teacher": folder}},
-        "distillation, all parts": {"distillation": {"teacher": folder, "logits": {}, "hidden": {}, "relations": {}}},
+    parts = {"logits": {}, "hidden": {}, "relations": {}}
+    asked: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
+        "next_token": ({}, None),
+        "sinks": ({"sinks": {}}, None),
+        "preference": ({"preference": {}}, None),
+        "cdpo": ({"preference": {"critical": {"right": folder, "wrong": folder}}}, None),
+        "kto": ({"kto": {}}, None),
+        "unlearning": ({"unlearning": {"reinforced": folder}}, None),
+        "distillation": ({"distillation": {"teacher": folder}}, None),
+        "distillation, all parts": ({"distillation": {"teacher": folder, **parts}}, None),
+        **{name: ({name: {}}, None) for name in ("masked_codes", "token_unify", "any_order", "parallel_copies")},
+        "next_x": ({"next_x": {"unit": "whole"}}, None),
+        "restored_codes": ({"restored_codes": {}}, None),
+        "prompt": ({}, {}),
+        "prompt.private": ({}, {"private": {}}),
+        "prompt.prefix": ({}, {"prefix": {}}),
+        "prompt.space": ({}, {"space": {}}),
+        "prompt.space, mmrl": ({"mmrl": {}}, {"space": {}}),
     }
-    modules = {}
-    for name, settings in asked.items():
-        model = load(study.model, device="cpu").decoder.requires_grad_(False)
+    modules, batches = {}, {}
+    for name, (settings, prompt) in asked.items():
+        model = build_model(
+            load_base(folder), loaded.vocabulary, LoraSettings() if prompt is None else None,
+            prompt=None if prompt is None else PromptSettings.model_validate(prompt),
+        )  # fmt: skip
         model.config.use_cache = False
-        add_lora(model, make_peft_config(model, LoraSettings()))
-        set_attention(model)
-        module = make_objective(ObjectiveConfig.model_validate(settings), LossConfig(), model, loaded.template)
-        modules[name] = module.train()
+        if name == "restored_codes":
+            set_attention(model, "sdpa")
+        chosen = ObjectiveConfig.model_validate(settings)
+        modules[name] = make_objective(chosen, LossConfig(), model, loaded.template, loaded.coder).train()
+        items = [pair.put_before(list_prompt_ids(model)) for pair in pairs]
+        batches[name] = stack(pack(items, 512, loaded.vocabulary.get_control_id("<|pad|>")))
     times: dict[str, list[float]] = {name: [] for name in modules}
     for _ in range(5):  # interleaved, since the machine is shared
         for name, module in modules.items():
             began = time.process_time()
-            total, _ = module(*to_tensors(batch), **read_values(batch))
+            total, _ = module(*to_tensors(batches[name]), **read_values(batches[name]))
             total.backward()
             times[name].append(time.process_time() - began)
     medians = {name: statistics.median(found) for name, found in times.items()}
     return {name: round(value / medians["next_token"], 2) for name, value in medians.items()} | {
-        "seconds of next_token": round(medians["next_token"], 2), "tokens": int(batch.ids.size)
+        "seconds of next_token": round(medians["next_token"], 2), "tokens": int(batches["next_token"].ids.size)
     }  # fmt: skip
 
 

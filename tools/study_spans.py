@@ -3,10 +3,11 @@
     python tools/study_spans.py start masked --steps 240      # one of STUDIES, or several; rows of docs/objectives.md
 
 Each objective trains the whole of nano on drawings of one style. Then held-out concepts are drawn, token by token and
-by the objective's own decoder; `start` is nano as it is, `next_token` after as many steps of next tokens. A drawing is judged by a frozen
-EfficientNet-lite0, which no model here was trained by: which picture of all concepts and both styles is nearest, and
-how near the concept's own one is. `nats` is the loss of the drawn codes under the model of the start, a code, which
-says how likely they are together. Pictures are emoji from `data/raw` (`python tools/fetch_data.py`).
+by the objective's own decoder; `start` is nano as it is, `next_token` after as many steps of next tokens. A drawing is
+judged by a frozen EfficientNet-lite1, which nano's tokenizer does not look through (lite0 it does): which picture of
+all concepts and both styles is nearest, and how near the concept's own one is, as a cosine of features less their mean.
+`nats` is the loss of the drawn codes under the model of the start, a code, which says how likely they are together.
+`--reuse` judges models that are in `--out` already. Pictures are emoji from `data/raw` (`python tools/fetch_data.py`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 import unimodal  # noqa: F401 (before transformers)
-from unimodal.evaluation.judges import compute_picture_features
 from unimodal.evaluation.shares import measure_share
 from unimodal.pipeline import Unimodal, load
 from unimodal.sequence.document import Document, Turn
+from unimodal.tokenizers.readers.frozen_encoder import FrozenEncoder
 from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -38,14 +40,17 @@ class Study(PictureStudy):
 
     def __init__(self, options: Namespace) -> None:
         super().__init__(RECIPES, options)
-        self.drawings, self.rate = options.drawings, options.rate
+        self.drawings, self.rate, self.reuse = options.drawings, options.rate, options.reuse
         concepts = self.list_pictures((LEARNT, OTHER))
         step = max(1, len(concepts) // self.drawings)
         self.held_out = concepts[::step][: self.drawings]
         self.start = load(self.model, device="cpu")
         self.names = [concept["name"] for concept in concepts]
         files = [concept[style] for style in (LEARNT, OTHER) for concept in concepts]
-        self.gallery = compute_picture_features(self.start, torch.stack([read_picture(file) for file in files]))
+        self.encoder = FrozenEncoder.open("lite1").eval()
+        found = self.look([read_picture(file) for file in files])
+        self.mean = found.mean(0)
+        self.gallery = F.normalize(found - self.mean, dim=1)
         kept = {concept["name"] for concept in self.held_out}
         rows: list[list[dict[str, object]]] = [[], []]
         for concept in concepts:
@@ -56,8 +61,15 @@ class Study(PictureStudy):
 
     def teach(self, name: str, *settings: str) -> Path:
         """Whole training on the drawings; the folder of the model."""
+        if self.reuse and (self.out / f"{name}_model" / "model.safetensors").is_file():
+            return self.out / f"{name}_model"
         rate = [f"loop.learning_rate={self.rate}", f"loop.final_learning_rate={self.rate / 10}"]
         return self.train(name, *self.rows, *rate, "loop.warmup_steps=10", *settings, recipe="finetune_full")
+
+    @torch.inference_mode()
+    def look(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pictures [3, 64, 64] → the judge's features [P, E], a mean over the picture."""
+        return torch.cat([self.encoder.read_last(some).mean(1) for some in torch.stack(list(pictures)).split(16)])
 
     def judge(self, model: Unimodal, decoder: str | None = None) -> Figures:
         """Draw the held-out concepts, each by its own seed, and judge the drawings."""
@@ -71,8 +83,7 @@ class Study(PictureStudy):
             begin = int((rendered.labels >= 0).argmax())
             prompts.append(rendered.ids[:begin].tolist())
             answers.append(rendered.ids[begin:].tolist())
-        features = compute_picture_features(self.start, torch.stack(drawn))
-        near = features @ self.gallery.T  # [drawings, 2 · concepts]
+        near = F.normalize(self.look(drawn) - self.mean, dim=1) @ self.gallery.T  # [drawings, 2 · concepts]
         own = [self.names.index(concept["name"]) for concept in self.held_out]
         hits = [int(place) % len(self.names) == row for place, row in zip(near.argmax(1), own, strict=True)]
         best = near.unflatten(1, (2, -1)).amax(1)
@@ -155,6 +166,7 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
 def add_own_options(parser: ArgumentParser) -> None:
     add_options(parser, "spans", 400)
     parser.add_argument("--drawings", type=int, default=60, help="held-out concepts that are drawn")
+    parser.add_argument("--reuse", action="store_true", help="judge what was trained before")
     parser.add_argument("--rate", type=float, default=5e-4, help="the learning rate")
 
 

@@ -12,6 +12,7 @@ from tests.model.test_soft_prompt import render
 from tests.tiny_bases import BASES, PADDED, WINDOW, make_base, save_base
 from unimodal.compression import DivPrune
 from unimodal.generation.continuous import ContinuousBatch
+from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig, GenerationRequest
 from unimodal.model.adapter import load_adapter, merge, save_adapter
@@ -223,6 +224,23 @@ def test_it_is_read_once_and_by_every_way_of_asking(base, vocabulary, kind, deco
     assert engine.compute_log_likelihood(prompts[:1], first[:1]) != [own] and engine.parts.prompt.num_read == 2
     with pytest.raises(ValueError, match="compression moves the tokens"), DivPrune(keep=0.5)(engine):
         pass
+
+
+def test_every_decoder_and_cache_is_given_it(base, vocabulary):
+    model, config = build(base, vocabulary, "prefix"), GenerationConfig(max_new_tokens=6, allow=("text",))
+    prompts = [make_document(vocabulary, 1, 4), make_document(vocabulary, 2, 9)]
+    expected = Engine(model, vocabulary, "reference").generate(prompts, config)
+    next_row = Engine(model, vocabulary, "reference").compute_next(prompts[0])
+    assert Engine(merge_of(model), vocabulary, "lean", weights="float32").generate(prompts, config) == expected
+    assert Engine(model, vocabulary, CompiledDecoder(model, None)).generate(prompts, config) == expected
+    for kv, tolerance in (("bfloat16", 0.02), ("int8", 0.02)):
+        narrow = Engine(model, vocabulary, "lean", weights="model", kv=kv)
+        assert float((narrow.compute_next(prompts[0]) - next_row).abs().max()) < tolerance
+
+
+def merge_of(model):
+    """A stock copy with the same prompt, whose weights can be packed."""
+    return merge(copy.deepcopy(model))
 
 
 def test_copies_checkpoints_and_other_prompts_keep_apart(base, vocabulary):

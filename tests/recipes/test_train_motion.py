@@ -51,7 +51,9 @@ def test_actions_are_learnt_saved_and_drawn(media_folder, actions, tmp_path, cap
     assert not (tmp_path / "out").exists()
     recipe("train_motion", *asked)
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("4 held-out samples")]
-    errors = {words[1]: float(words[0]) for words in (part.split(" ", 1) for part in line.split("step ")[1].split(", "))}
+    errors = {
+        words[1]: float(words[0]) for words in (part.split(" ", 1) for part in line.split("step ")[1].split(", "))
+    }
     losses = read_losses(tmp_path)
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10]), losses
     assert errors["mean"] == pytest.approx(0.5, abs=1e-3), "three numbers of six are 1 or -1 by turns, the others fixed"

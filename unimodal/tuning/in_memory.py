@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import torch
 from pydantic import Field
@@ -16,7 +16,8 @@ from torch import nn
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.data.mixture import Batches, DocumentSet, Mixture
-from unimodal.sequence.packing import pack, stack
+from unimodal.sequence.packing import PackedBatch, pack, stack
+from unimodal.training.batches import BatchSource
 from unimodal.training.command import Flags
 from unimodal.training.distributed import Parallel, start
 from unimodal.training.identity import describe_settings
@@ -37,9 +38,10 @@ class InMemoryRecipe(Config):
     held_out: int = Field(default=32, ge=0)  # the last documents, which validate
     out: Annotated[Path, MAY_CHANGE]
     run: Annotated[Path, MAY_CHANGE]
-    loop: LoopConfig = LoopConfig(
-        steps=500, learning_rate=1e-3, final_learning_rate=5e-5, warmup_steps=20, log_every=10, weight_decay=0.0
-    )
+    loop: LoopConfig = LoopConfig.model_validate(
+        {"steps": 500, "learning_rate": 1e-3, "final_learning_rate": 5e-5, "warmup_steps": 20, "log_every": 10,
+         "weight_decay": 0.0}
+    )  # fmt: skip
 
     def begin(self, sources: Mapping[str, str | Path | None]) -> Parallel:
         """Check the folders and start the ranks. sources: setting → folder that is only read.
@@ -76,7 +78,8 @@ def train_in_memory(
     says of it.
     """
     mixture = Mixture({"documents": learnt}, None, cfg.loop.seed, parallel.rank, parallel.num_ranks)
-    batches = Batches(mixture, cfg.length, max(cfg.length, cfg.tokens_per_batch), pad)
+    dealt = Batches(mixture, cfg.length, max(cfg.length, cfg.tokens_per_batch), pad)
+    batches = cast(BatchSource[PackedBatch], dealt)
     if flags.dry_run:
         if parallel.is_main:
             print(describe())

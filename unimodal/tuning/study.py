@@ -39,7 +39,8 @@ class PictureStudy:
         """The first concepts that all of these styles draw: their names, and the file of each style."""
         folder = self.out / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
-        opened, found = open_emoji_styles(self.raw), []
+        opened = open_emoji_styles(self.raw)
+        found: list[dict[str, str]] = []
         for concept in read_concepts(self.raw):
             if len(found) == self.concepts:
                 break
