@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.document import Image as Picture
 from unimodal.tokenizers.nano.video import VideoTokenizer
 from unimodal.tokenizers.parts.split_ids import split_ids
+from unimodal.tokenizers.readers.come_vl import LayerMix
 from unimodal.tuning.study import Figures, run_recipe, run_studies
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
@@ -198,21 +200,38 @@ def write_rows(study: Study, name: str, num: int, draws: bool) -> tuple[Path, in
     return folder / "rows.jsonl", len(rows[1])
 
 
-def study_reader(study: Study) -> Figures:
-    """Nano reads pictures by one matrix behind a frozen EfficientNet (LiMBeR), and by two of them fused (CoME-VL)."""
+def read_by(study: Study, name: str, encoders: str, *settings: str) -> Figures:
+    """Nano reads pictures through these encoders: the loss of held-out names, and how many there are."""
     rows, held = write_rows(study, "reader_rows", study.pictures // 4, draws=False)
-    found: Figures = {"held_out": held}
-    for name, encoders in (("limber", "[lite0]"), ("come_vl", "[lite0, lite1]")):
-        out, run = study.clear(f"{name}_model", f"{name}_run")
-        metrics = study.run_recipe(
-            "train_reader", f"model={study.model}", f"encoders={encoders}", f"dataset.path={rows}", f"out={out}",
-            f"run={run}", f"held_out={held}", "tokens_per_batch=1024", f"loop.steps={study.steps}", "loop.plot=false",
-            "loop.learning_rate=0.003", f"loop.evaluate_every={study.steps}", "loop.warmup_steps=5", "loop.log_every=1",
-            "loop.checkpoint_every_s=100000", "fusion={hidden: 128, heads: 4}",
-        )  # fmt: skip
-        losses = [one["validation_loss"] for one in metrics if "validation_loss" in one]
-        found[name] = {"nats_a_token": losses[-1]}
-    return found
+    out, run = study.clear(f"{name}_model", f"{name}_run")
+    metrics = study.run_recipe(
+        "train_reader", f"model={study.model}", f"encoders={encoders}", f"dataset.path={rows}", f"out={out}",
+        f"run={run}", f"held_out={held}", "tokens_per_batch=1024", f"loop.steps={study.steps}", "loop.plot=false",
+        "loop.learning_rate=0.003", f"loop.evaluate_every={study.steps}", "loop.warmup_steps=5", "loop.log_every=1",
+        "loop.checkpoint_every_s=100000", *settings,
+    )  # fmt: skip
+    losses = [one["validation_loss"] for one in metrics if "validation_loss" in one]
+    return {"held_out": held, "nats_a_token": losses[-1]}
+
+
+def study_reader(study: Study) -> Figures:
+    """Nano reads pictures by one matrix behind a frozen EfficientNet (LiMBeR)."""
+    return read_by(study, "limber", "[lite0]")
+
+
+def study_come_vl(study: Study) -> Figures:
+    """And by two of them fused (CoME-VL), with the processor seconds that a step of one encoder's two orthogonal
+    matrices takes, by both maps."""
+    figures: Figures = {}
+    for name in ("matrix_exp", "cayley"):
+        mix, seconds = LayerMix(1280, 1, name), []
+        for _ in range(2):
+            began = time.process_time()
+            mix(torch.randn(1, 4, 16, 1280)).square().sum().backward()
+            seconds.append(time.process_time() - began)
+        figures[f"seconds, {name}"] = round(min(seconds), 2)
+    fusion = "fusion={hidden: 128, heads: 4, orthogonal: cayley}"
+    return {**figures, **read_by(study, "come_vl", "[lite0, lite1]", fusion)}
 
 
 def study_continuous(study: Study) -> Figures:
@@ -311,6 +330,7 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
     "fourier": study_fourier,
     "subcodes": study_subcodes,
     "reader": study_reader,
+    "come_vl": study_come_vl,
     "continuous": study_continuous,
     "motion": study_motion,
 }
