@@ -28,7 +28,9 @@ from unimodal.model.build import build_model
 from unimodal.model.depth_decoder import DepthSettings
 from unimodal.model.fourier_head import FourierSettings
 from unimodal.model.lora import LoraSettings
-from unimodal.model.soft_prompt import PromptSettings, list_prompt_files, list_prompt_ids
+from unimodal.model.prompt_files import list_prompt_files
+from unimodal.model.prompt_settings import PromptSettings
+from unimodal.model.soft_prompt import list_prompt_ids
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.training.command import Flags, run_training

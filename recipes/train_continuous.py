@@ -28,7 +28,6 @@ from pydantic import Field
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.latent_documents import LatentDocuments, make_latent_template
 from unimodal.data.datasets import DatasetConfig, open_dataset
-from unimodal.data.mixture import Batches, Mixture
 from unimodal.generation.vector_writer import VectorWriter
 from unimodal.model.base import SMOLLM2, load_base
 from unimodal.model.build import build_model
@@ -37,19 +36,14 @@ from unimodal.model.lora import LoraSettings
 from unimodal.model_folder.layout import locate_tokenizer
 from unimodal.objectives.continuous import ContinuousLoss
 from unimodal.objectives.next_token import LossConfig
-from unimodal.sequence.packing import pack, stack
 from unimodal.sequence.templates.own import Rendered
 from unimodal.text.tokenizer import TextTokenizer, TokenizerData
 from unimodal.tokenizers.registry import load_latent_tokenizer
 from unimodal.training.command import Flags, run_training
-from unimodal.training.distributed import start
-from unimodal.training.identity import describe_settings, hash_weights
-from unimodal.training.loop import Trainer
-from unimodal.training.settings import LoopConfig
-from unimodal.tuning.loss import make_packed_loss
-from unimodal.tuning.plan import try_one_step
+from unimodal.training.identity import hash_weights
+from unimodal.tuning.in_memory import InMemoryRecipe, train_in_memory
 from unimodal.tuning.rows import describe_controls
-from unimodal.tuning.save import check_folders, save_tuned
+from unimodal.tuning.save import save_tuned
 
 
 class ContinuousMediaConfig(Config):
@@ -62,28 +56,19 @@ class ContinuousMediaConfig(Config):
     weight: float = Field(default=1.0, gt=0)
 
 
-class ContinuousRecipe(Config):
+class ContinuousRecipe(InMemoryRecipe):
     base: Annotated[str, MAY_CHANGE] = SMOLLM2
     tokenizer: Annotated[Path, MAY_CHANGE]
     dataset: DatasetConfig
     media: ContinuousMediaConfig = ContinuousMediaConfig()
     lora: LoraSettings | None = LoraSettings()  # null trains the new rows, the map and the head alone
     loss: LossConfig = LossConfig()
-    length: int = Field(default=256, ge=8)  # tokens of a packed row
-    tokens_per_batch: int = Field(default=2048, ge=8)
-    held_out: int = Field(default=32, ge=0)  # the last documents, which validate
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/continuous")
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/continuous")
-    loop: LoopConfig = LoopConfig(
-        steps=500, learning_rate=1e-3, final_learning_rate=5e-5, warmup_steps=20, log_every=10, weight_decay=0.0
-    )
 
 
 def run(cfg: ContinuousRecipe, flags: Flags) -> None:
-    if cfg.loop.threads:
-        torch.set_num_threads(cfg.loop.threads)
-    check_folders(cfg.out, cfg.run, cfg.run, {"base": cfg.base, "tokenizer": cfg.tokenizer})
-    parallel = start("ddp")
+    parallel = cfg.begin({"base": cfg.base, "tokenizer": cfg.tokenizer})
     device = parallel.device
 
     # the base, and behind its rows the controls and the row that stands for a vector
@@ -95,14 +80,11 @@ def run(cfg: ContinuousRecipe, flags: Flags) -> None:
     inputs = {"base weights": hash_weights(base.model), "image tokenizer": tokenizer.sha256[:16]}
 
     # the documents, each picture encoded once
-    documents = list(open_dataset(cfg.dataset))
-    num = len(documents) - cfg.held_out
-    if num < 1:
-        raise ValueError(f"held_out is {cfg.held_out} of {len(documents)} documents; nothing is left to learn from")
     limit = min(cfg.length, int(base.model.config.max_position_embeddings))
     learnt, kept = (
-        LatentDocuments(some, template, tokenizer, limit) for some in (documents[:num], documents[num:])
-    )  # fmt: skip
+        LatentDocuments(some, template, tokenizer, limit)
+        for some in cfg.split(list(open_dataset(cfg.dataset)), "documents")
+    )
     inputs["documents"] = f"{len(learnt):,} documents, {learnt.hash()[:32]}"
 
     # the model: frozen base, LoRA, new rows, the map and the head
@@ -114,23 +96,12 @@ def run(cfg: ContinuousRecipe, flags: Flags) -> None:
     model.to(device)
     module = ContinuousLoss(model, vocabulary, cfg.loss, cfg.media.weight)
     pad = vocabulary.get_control_id("<|pad|>")
-    mixture = Mixture({"documents": learnt}, None, cfg.loop.seed, parallel.rank, parallel.num_ranks)
-    batches = Batches(mixture, cfg.length, max(cfg.length, cfg.tokens_per_batch), pad)
-    validation = [stack([row]) for row in pack([kept[n] for n in range(len(kept))], cfg.length, pad)]
-    if flags.dry_run:
-        if parallel.is_main:
-            print(f"{len(learnt):,} documents to learn from, {len(kept)} held out; {tokenizer.tokens_per_item} vectors")
-            print(try_one_step(module, batches.next_batch(), device))
-        return parallel.close()
-    trainer = Trainer(
-        module, batches, make_packed_loss(parallel.wrap(module), device), cfg.loop, cfg.run,
-        validation=validation or None, parallel=parallel, identity=describe_settings(cfg) | inputs,
-        restart=flags.restart,
-    )  # fmt: skip
-    trainer.run()
-    if not trainer.use_best():
-        trainer.use_ema()
-    if parallel.is_main:
+
+    def describe() -> str:
+        return f"{len(learnt):,} documents to learn from, {len(kept)} held out; {tokenizer.tokens_per_item} vectors"
+
+    trained = train_in_memory(cfg, flags, parallel, module, learnt, kept, pad, inputs, describe)
+    if trained and parallel.is_main:
         save_tuned(cfg.out, model, cfg.base, template, None, cfg)
         shutil.copytree(cfg.tokenizer, locate_tokenizer(cfg.out, tokenizer.modality), dirs_exist_ok=True)
         print(f"wrote {cfg.out}", file=sys.stderr)

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from pydantic import Field
 from unimodal.config import MAY_CHANGE, Config, save_config
 from unimodal.corpus.read_documents import AnyReader, ReadDocuments, give_reader, keep_readable
 from unimodal.data.datasets import DatasetConfig, open_dataset
-from unimodal.data.mixture import Batches, Mixture
 from unimodal.model.adapter_files import is_adapter
 from unimodal.model.attention import set_attention
 from unimodal.model.base import load_base
@@ -42,13 +42,9 @@ from unimodal.tokenizers.readers.come_vl import CoMEVLConfig, CoMEVLReader
 from unimodal.tokenizers.readers.frozen_encoder import FrozenEncoder
 from unimodal.tokenizers.readers.limber import LimberConfig, LimberReader
 from unimodal.training.command import Flags, run_training
-from unimodal.training.distributed import start
-from unimodal.training.identity import describe_settings, hash_weights
-from unimodal.training.loop import Trainer
-from unimodal.training.settings import LoopConfig
-from unimodal.tuning.loss import make_packed_loss, read_values, to_tensors
-from unimodal.tuning.plan import try_one_step
-from unimodal.tuning.save import check_folders
+from unimodal.training.identity import hash_weights
+from unimodal.tuning.in_memory import InMemoryRecipe, train_in_memory
+from unimodal.tuning.loss import read_values, to_tensors
 from unimodal.vocabulary import read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
@@ -63,32 +59,24 @@ class FusionConfig(Config):
     reach: float | None = 0.25
     pool: int = 1
     dropout: float = 0.1
+    orthogonal: Literal["matrix_exp", "cayley"] = "matrix_exp"
 
 
-class ReaderRecipe(Config):
+class ReaderRecipe(InMemoryRecipe):
     model: Annotated[Path, MAY_CHANGE] = Path("model_cards/nano")
     encoders: tuple[str, ...] = Field(default=("lite0",), min_length=1, max_length=2)
     image_sizes: tuple[int, ...] = ()  # of each encoder's pictures; by default its own
     fusion: FusionConfig = FusionConfig()
     dataset: DatasetConfig
     loss: LossConfig = LossConfig()
-    length: int = Field(default=256, ge=8)  # tokens of a packed row
-    tokens_per_batch: int = Field(default=2048, ge=8)
-    held_out: int = Field(default=32, ge=0)  # the last documents, which validate
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/reader")
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/reader")
-    loop: LoopConfig = LoopConfig(
-        steps=500, learning_rate=1e-3, final_learning_rate=5e-5, warmup_steps=20, log_every=10, weight_decay=0.0
-    )
 
 
 def run(cfg: ReaderRecipe, flags: Flags) -> None:
-    if cfg.loop.threads:
-        torch.set_num_threads(cfg.loop.threads)
     if not (cfg.model / VOCABULARY_FILE).is_file() or is_adapter(cfg.model):
         raise ValueError(f"model: {cfg.model} is no whole model folder; name one, or merge the adapter by its export")
-    check_folders(cfg.out, cfg.run, cfg.run, {"model": cfg.model})
-    parallel = start("ddp")
+    parallel = cfg.begin({"model": cfg.model})
     device = parallel.device
 
     # the model, which stays as it is, and the reader that it gets
@@ -106,35 +94,20 @@ def run(cfg: ReaderRecipe, flags: Flags) -> None:
 
     # the documents, whose pictures the encoders see once
     documents = keep_readable(open_dataset(cfg.dataset))
-    num = len(documents) - cfg.held_out
-    if num < 1:
-        raise ValueError(
-            f"{len(documents)} documents show a picture and answer in words, and held_out is {cfg.held_out}"
-        )
+    cfg.split(documents, "documents that show a picture and answer in words")
     limit = min(cfg.length, int(model.config.max_position_embeddings))
     read = ReadDocuments(documents, template, reader, limit)
-    learnt, kept = [read[n] for n in range(num)], [read[n] for n in range(num, len(read))]
+    learnt, kept = cfg.split([read[n] for n in range(len(read))], "documents")
     inputs = {"model weights": hash_weights(model), "documents": f"{len(read):,} documents, {read.hash()[:32]}"}
     module = ReaderLoss(model, template.vocabulary, reader, read.find_seen, cfg.loss)
     pad = vocabulary.get_control_id("<|pad|>")
-    mixture = Mixture({"documents": learnt}, None, cfg.loop.seed, parallel.rank, parallel.num_ranks)
-    batches = Batches(mixture, cfg.length, max(cfg.length, cfg.tokens_per_batch), pad)
-    validation = [stack([row]) for row in pack(kept, cfg.length, pad)]
-    if flags.dry_run:
-        if parallel.is_main:
-            trained = sum(p.numel() for p in reader.parameters() if p.requires_grad)
-            print(f"{num:,} documents; {reader.num_features} features a picture; {trained:,} weights learn")
-            print(try_one_step(module, batches.next_batch(), device))
-        return parallel.close()
-    trainer = Trainer(
-        module, batches, make_packed_loss(parallel.wrap(module), device), cfg.loop, cfg.run,
-        validation=validation or None, parallel=parallel, identity=describe_settings(cfg) | inputs,
-        restart=flags.restart,
-    )  # fmt: skip
-    trainer.run()
-    if not trainer.use_best():
-        trainer.use_ema()
-    if parallel.is_main:
+
+    def describe() -> str:
+        weights = sum(p.numel() for p in reader.parameters() if p.requires_grad)
+        return f"{len(learnt):,} documents; {reader.num_features} features a picture; {weights:,} weights learn"
+
+    trained = train_in_memory(cfg, flags, parallel, module, learnt, kept, pad, inputs, describe)
+    if trained and parallel.is_main:
         save_reader(cfg, reader.eval(), template)
         print(f"wrote {cfg.out}", file=sys.stderr)
         report_reading(module.eval(), kept, cfg.length, pad, device)
@@ -184,7 +157,7 @@ def save_reader(cfg: ReaderRecipe, reader: AnyReader, template: Template) -> Non
 
 
 @torch.inference_mode()
-def report_reading(module: ReaderLoss, kept: list[Rendered], length: int, pad: int, device: torch.device) -> None:
+def report_reading(module: ReaderLoss, kept: Sequence[Rendered], length: int, pad: int, device: torch.device) -> None:
     """Print the loss of held-out answers with their own pictures, and with those of the next document."""
     if len(kept) < 2:
         return

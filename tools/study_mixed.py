@@ -8,13 +8,11 @@ printed as JSON and kept in `--out`/NAME.json. One processor thread, one seed.
 
 from __future__ import annotations
 
-import argparse
 import json
-import runpy
 import shutil
 import statistics
-import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +23,6 @@ from PIL import Image
 from torch import Tensor
 
 import unimodal  # noqa: F401 (before transformers)
-from unimodal.files import write_json
 from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder
@@ -40,17 +37,18 @@ from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.document import Image as Picture
 from unimodal.tokenizers.nano.video import VideoTokenizer
 from unimodal.tokenizers.parts.split_ids import split_ids
+from unimodal.tokenizers.readers.come_vl import LayerMix
+from unimodal.tuning.study import Figures, run_recipe, run_studies
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS, CELLS = 64, 16
-Figures = dict[str, object]
 
 
 class Study:
     """The data, folders and sizes that the studies share."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: Namespace) -> None:
         self.model, self.out, self.data, self.steps = args.model, args.out, args.data, args.steps
         self.pictures = args.pictures
 
@@ -63,12 +61,7 @@ class Study:
 
     def run_recipe(self, name: str, *settings: str) -> list[dict[str, float]]:
         """Run a recipe; its metrics."""
-        argv = [str(ROOT / "recipes" / f"{name}.py"), *(word for one in settings for word in ("--set", one))]
-        before, sys.argv = sys.argv, argv
-        try:
-            runpy.run_path(argv[0], run_name="__main__")
-        finally:
-            sys.argv = before
+        run_recipe(ROOT / "recipes" / f"{name}.py", *settings)
         [run] = [one.partition("=")[2] for one in settings if one.startswith("run=")]
         return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
@@ -207,21 +200,38 @@ def write_rows(study: Study, name: str, num: int, draws: bool) -> tuple[Path, in
     return folder / "rows.jsonl", len(rows[1])
 
 
-def study_reader(study: Study) -> Figures:
-    """Nano reads pictures by one matrix behind a frozen EfficientNet (LiMBeR), and by two of them fused (CoME-VL)."""
+def read_by(study: Study, name: str, encoders: str, *settings: str) -> Figures:
+    """Nano reads pictures through these encoders: the loss of held-out names, and how many there are."""
     rows, held = write_rows(study, "reader_rows", study.pictures // 4, draws=False)
-    found: Figures = {"held_out": held}
-    for name, encoders in (("limber", "[lite0]"), ("come_vl", "[lite0, lite1]")):
-        out, run = study.clear(f"{name}_model", f"{name}_run")
-        metrics = study.run_recipe(
-            "train_reader", f"model={study.model}", f"encoders={encoders}", f"dataset.path={rows}", f"out={out}",
-            f"run={run}", f"held_out={held}", "tokens_per_batch=1024", f"loop.steps={study.steps}", "loop.plot=false",
-            "loop.learning_rate=0.003", f"loop.evaluate_every={study.steps}", "loop.warmup_steps=5", "loop.log_every=1",
-            "loop.checkpoint_every_s=100000", "fusion={hidden: 128, heads: 4}",
-        )  # fmt: skip
-        losses = [one["validation_loss"] for one in metrics if "validation_loss" in one]
-        found[name] = {"nats_a_token": losses[-1]}
-    return found
+    out, run = study.clear(f"{name}_model", f"{name}_run")
+    metrics = study.run_recipe(
+        "train_reader", f"model={study.model}", f"encoders={encoders}", f"dataset.path={rows}", f"out={out}",
+        f"run={run}", f"held_out={held}", "tokens_per_batch=1024", f"loop.steps={study.steps}", "loop.plot=false",
+        "loop.learning_rate=0.003", f"loop.evaluate_every={study.steps}", "loop.warmup_steps=5", "loop.log_every=1",
+        "loop.checkpoint_every_s=100000", *settings,
+    )  # fmt: skip
+    losses = [one["validation_loss"] for one in metrics if "validation_loss" in one]
+    return {"held_out": held, "nats_a_token": losses[-1]}
+
+
+def study_reader(study: Study) -> Figures:
+    """Nano reads pictures by one matrix behind a frozen EfficientNet (LiMBeR)."""
+    return read_by(study, "limber", "[lite0]")
+
+
+def study_come_vl(study: Study) -> Figures:
+    """And by two of them fused (CoME-VL), with the processor seconds that a step of one encoder's two orthogonal
+    matrices takes, by both maps."""
+    figures: Figures = {}
+    for name in ("matrix_exp", "cayley"):
+        mix, seconds = LayerMix(1280, 1, name), []
+        for _ in range(2):
+            began = time.process_time()
+            mix(torch.randn(1, 4, 16, 1280)).square().sum().backward()
+            seconds.append(time.process_time() - began)
+        figures[f"seconds, {name}"] = round(min(seconds), 2)
+    fusion = "fusion={hidden: 128, heads: 4, orthogonal: cayley}"
+    return {**figures, **read_by(study, "come_vl", "[lite0, lite1]", fusion)}
 
 
 def study_continuous(study: Study) -> Figures:
@@ -320,28 +330,21 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
     "fourier": study_fourier,
     "subcodes": study_subcodes,
     "reader": study_reader,
+    "come_vl": study_come_vl,
     "continuous": study_continuous,
     "motion": study_motion,
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="+", choices=STUDIES)
-    parser.add_argument("--model", type=Path, default=ROOT / "model_cards" / "nano")
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "prepared")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "runs" / "study_mixed")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--pictures", type=int, default=400, help="pictures, or clips, to learn from")
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    study = Study(args)
-    for name in args.studies:
-        began = time.process_time()
-        figures = STUDIES[name](study) | {"steps": args.steps, "processor_s": round(time.process_time() - began)}
-        print(json.dumps({name: figures}, indent=1))
-        write_json(args.out / f"{name}.json", figures)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_studies(__doc__, STUDIES, Study, add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -9,101 +9,40 @@ out. The recipes of `recipes/` train; what is measured is printed as JSON and ke
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import runpy
-import shutil
 import statistics
-import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 import unimodal  # noqa: F401 (before transformers)
-from unimodal.data.emoji_concepts import put_on_white, read_concepts
-from unimodal.data.emoji_packages import open_emoji_styles
-from unimodal.files import write_json
+from unimodal.evaluation.shares import find_interval
 from unimodal.model.attention import set_attention
 from unimodal.objectives.sinks import measure_sinks
 from unimodal.pipeline import Unimodal, load
 from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.document import Image as Picture
+from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies
 
-ROOT = Path(__file__).resolve().parents[1]
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 STYLES = ("noto", "fluent3d")  # nano draws the first one more readily
 REJECTED, CHOSEN = STYLES
 Row = dict[str, object]
-Figures = dict[str, object]
 
 
-class Study:
-    """The pictures, folders and settings that the studies share."""
+class Study(PictureStudy):
+    """Concepts in both styles, every third of them held out."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.model, self.out, self.steps = args.model, args.out, args.steps
-        self.raw, self.concepts, self.tokens = args.raw, args.concepts, args.tokens
-
-    def list_pictures(self) -> list[dict[str, str]]:
-        """The first concepts that both styles draw: their names, and the file of each style."""
-        folder = self.out / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
-        styles, found = open_emoji_styles(self.raw), []
-        for concept in read_concepts(self.raw):
-            if len(found) == self.concepts:
-                break
-            if concept["split"] != "train" or concept["group"] not in ("animals-nature", "food-drink", "objects"):
-                continue
-            drawn = {style: styles[style](concept["key"], concept["label"]) for style in STYLES}
-            if any(picture is None for picture in drawn.values()):
-                continue
-            files = {"name": concept["label"]}
-            for style, picture in drawn.items():
-                path = folder / f"{concept['key']}_{style}.png"
-                if picture is not None and not path.exists():
-                    Image.fromarray(put_on_white(picture)).save(path)
-                files[style] = str(path)
-            found.append(files)
-        return found
+    def list_both(self) -> list[dict[str, str]]:
+        return self.list_pictures(STYLES)
 
     def split(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         """(concepts to learn from, concepts that are held out)."""
-        pictures = self.list_pictures()
+        pictures = self.list_both()
         return [p for i, p in enumerate(pictures) if i % 3], pictures[::3]
-
-    def write_rows(self, name: str, rows: Sequence[Row]) -> str:
-        path = self.out / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    def train(self, name: str, rows: str, held_out: str | None, *settings: str, recipe: str = "finetune_lora") -> Path:
-        """Run a recipe for the model on rows; its folder. Held-out rows are scored at the beginning and the end."""
-        out, run = self.out / f"{name}_model", self.out / f"{name}_run"
-        for folder in (out, run):
-            shutil.rmtree(folder, ignore_errors=True)
-        start = [f"base={self.model}"] if recipe == "finetune_lora" else [f"text={self.model}"]
-        root = f"media_root: {self.out}"
-        validation = f"[{{path: {held_out}, {root}}}]" if held_out else "[]"
-        asked = [
-            *start, f"media={self.model}", f"out={out}", f"run={run}",
-            f"corpus={{datasets: [{{path: {rows}, {root}}}], validation: {validation}, codes: {self.out}/codes, "
-            f"length: 512, tokens_per_batch: {self.tokens}, batches_per_window: 4, condition_dropout: 0}}",
-            f"loop.steps={self.steps}", "loop.warmup_steps=2", "loop.log_every=1", "loop.plot=false",
-            f"loop.evaluate_every={self.steps if held_out else 0}", "loop.checkpoint_every_s=100000", *settings,
-        ]  # fmt: skip
-        argv = [str(ROOT / "recipes" / f"{recipe}.py"), *(word for one in asked for word in ("--set", one))]
-        before, sys.argv = sys.argv, argv
-        try:
-            runpy.run_path(argv[0], run_name="__main__")
-        finally:
-            sys.argv = before
-        return out
-
-    def read_metrics(self, name: str) -> list[dict[str, float]]:
-        return [json.loads(line) for line in (self.out / f"{name}_run" / "metrics.jsonl").read_text().splitlines()]
 
 
 def draw(name: str) -> list[Row]:
@@ -146,10 +85,7 @@ def compare_styles(model: Unimodal, concepts: Sequence[dict[str, str]]) -> Figur
 
 def wilson(hits: int, num: int) -> list[float]:
     """Wilson's 95% interval of a share."""
-    z, share = 1.96, hits / num
-    centre, spread = share + z * z / (2 * num), z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
-    low, high = (centre - spread) / (1 + z * z / num), (centre + spread) / (1 + z * z / num)
-    return [round(max(0.0, low), 3), round(min(1.0, high), 3)]
+    return [round(end, 3) for end in find_interval(hits / num, num)]
 
 
 def write_pairs(study: Study, concepts: Sequence[dict[str, str]], name: str) -> str:
@@ -170,6 +106,60 @@ def study_preference(study: Study) -> Figures:
     accuracy = study.read_metrics("preference")[-1]["validation_reward_accuracy"]
     after = compare_styles(load(folder, device="cpu"), held_out)
     return {"before": before, "after": after, "held_out_reward_accuracy": accuracy}
+
+
+def study_critical(study: Study) -> Figures:
+    """cDPO beside DPO at equal steps: tokens weighed by models that are tuned on the chosen and on the rejected."""
+    learnt, held_out = study.split()
+    rows, others = write_pairs(study, learnt, "pairs"), write_pairs(study, held_out, "held_out_pairs")
+    tuned = []
+    for style in (CHOSEN, REJECTED):
+        taught: list[Row] = [{"messages": [*draw(c["name"]), *answer_with(c[style])]} for c in learnt]
+        path = study.write_rows(f"critical_{style}", taught)
+        tuned.append(study.train(f"critical_{style}", path, None, "loop.learning_rate=1e-3"))
+    figures: Figures = {"before": compare_styles(load(study.model, device="cpu"), held_out)}
+    contrast = f"objective.preference.critical={{right: {tuned[0]}, wrong: {tuned[1]}}}"
+    for name, more in (("preference_alone", []), ("critical", [contrast])):
+        settings = ["objective.preference.beta=0.02", "loop.learning_rate=1e-3", *more]
+        folder = study.train(name, rows, others, *settings)
+        figures[name] = {
+            **compare_styles(load(folder, device="cpu"), held_out),
+            "held_out_reward_accuracy": study.read_metrics(name)[-1]["validation_reward_accuracy"],
+        }
+    return figures
+
+
+def study_row_prior(study: Study) -> Figures:
+    """Nano without its rows of media, which are learnt anew for its layers from few drawings, with and without a prior.
+
+    The rows begin as projections of the codebook's vectors.
+    """
+    from transformers import AutoModelForCausalLM
+
+    learnt, held_out = study.split()
+    whole = AutoModelForCausalLM.from_pretrained(study.model, dtype=torch.float32)
+    num_text = load(study.model, device="cpu").vocabulary.text_size
+    whole.resize_token_embeddings(num_text)
+    whole.config.bos_token_id = whole.config.eos_token_id = whole.config.pad_token_id = 0
+    whole.generation_config = None
+    base = study.out / "text_base"
+    whole.save_pretrained(base)
+    tokenizer = json.loads((study.model / "tokenizer.json").read_text())
+    (base / "tokenizer.json").write_text(json.dumps({**tokenizer, "added_tokens": []}))
+    rows, others = (
+        study.write_rows(name, [{"messages": [*draw(c["name"]), *answer_with(c[STYLES[0]])]} for c in concepts])
+        for name, concepts in (("row_drawings", learnt), ("held_out_row_drawings", held_out))
+    )
+    figures: Figures = {}
+    for name, more in (
+        ("without", []),
+        *((f"weight {w:g}", [f"objective.row_prior.weight={w}"]) for w in (1e-4, 1e-3)),
+    ):
+        run = "row_prior_" + name.replace(" ", "_")
+        study.train(run, rows, others, f"base={base}", "lora=null", "loop.learning_rate=3e-3", *more)
+        last = study.read_metrics(run)[-1]
+        figures[name] = {"learnt": round(last["loss_image"], 3), "held_out": round(last["validation_loss_image"], 3)}
+    return figures
 
 
 def study_kto(study: Study) -> Figures:
@@ -201,7 +191,7 @@ def name_pictures(model: Unimodal, concepts: Sequence[dict[str, str]]) -> list[b
 def study_unlearning(study: Study) -> Figures:
     """Who's Harry Potter: some of the names that the model knows go, the others stay."""
     model = load(study.model, device="cpu")
-    pictures = study.list_pictures()
+    pictures = study.list_both()
     known = [c for c, right in zip(pictures, name_pictures(model, pictures), strict=True) if right]
     forget, keep = known[: max(2, len(known) // 4)], known[max(2, len(known) // 4) :]
 
@@ -323,8 +313,13 @@ def study_distillation(study: Study) -> Figures:
 
 
 def study_cost(study: Study) -> Figures:
-    """Median processor time of a step, forward and backward with LoRA, over that of next-token training."""
-    from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
+    """Median processor time of a step, forward and backward, over that of next-token training, on the same drawings:
+    objectives with LoRA, prompts of 20 tokens without."""
+    from unimodal.model.base import load_base
+    from unimodal.model.build import build_model
+    from unimodal.model.lora import LoraSettings
+    from unimodal.model.prompt_settings import PromptSettings
+    from unimodal.model.soft_prompt import list_prompt_ids
     from unimodal.objectives.next_token import LossConfig
     from unimodal.objectives.registry import ObjectiveConfig
     from unimodal.sequence.packing import pack, stack
@@ -333,77 +328,78 @@ def study_cost(study: Study) -> Figures:
     from unimodal.tuning.objective import make_objective
 
     loaded = load(study.model, device="cpu")
-    concepts, rendered = study.list_pictures()[:4], []
+    concepts, pairs = study.list_both()[:4], []
     for concept in concepts:
         pair = []
         for style, sign in zip(STYLES, (1.0, -1.0), strict=True):
             picture = loaded.coder.encode_part(Picture(path=concept[style]))
             turns = [Turn("user", f"Draw {concept['name']}."), Turn("assistant", [picture])]
             pair.append(loaded.template.render(Document(turns)).give_values(sign))
-        rendered.append(join_group(pair))
-    batch = stack(pack(rendered, 512, loaded.vocabulary.get_control_id("<|pad|>")))
+        pairs.append(join_group(pair))
     folder = str(study.model)
-    asked: dict[str, object] = {
-        "next_token": {},
-        "sinks": {"sinks": {}},
-        "preference": {"preference": {}},
-        "cdpo": {"preference": {"critical": {"right": folder, "wrong": folder}}},
-        "kto": {"kto": {}},
-        "unlearning": {"unlearning": {"reinforced": folder}},
-        "distillation": {"distillation": {"teacher": folder}},
-        "distillation, all parts": {"distillation": {"teacher": folder, "logits": {}, "hidden": {}, "relations": {}}},
+    parts = {"logits": {}, "hidden": {}, "relations": {}}
+    asked: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
+        "next_token": ({}, None),
+        "sinks": ({"sinks": {}}, None),
+        "preference": ({"preference": {}}, None),
+        "cdpo": ({"preference": {"critical": {"right": folder, "wrong": folder}}}, None),
+        "kto": ({"kto": {}}, None),
+        "unlearning": ({"unlearning": {"reinforced": folder}}, None),
+        "distillation": ({"distillation": {"teacher": folder}}, None),
+        "distillation, all parts": ({"distillation": {"teacher": folder, **parts}}, None),
+        **{name: ({name: {}}, None) for name in ("masked_codes", "token_unify", "any_order", "parallel_copies")},
+        "next_x": ({"next_x": {"unit": "whole"}}, None),
+        "restored_codes": ({"restored_codes": {}}, None),
+        "prompt": ({}, {}),
+        "prompt.private": ({}, {"private": {}}),
+        "prompt.prefix": ({}, {"prefix": {}}),
+        "prompt.space": ({}, {"space": {}}),
+        "prompt.space, mmrl": ({"mmrl": {}}, {"space": {}}),
     }
-    modules = {}
-    for name, settings in asked.items():
-        model = load(study.model, device="cpu").decoder.requires_grad_(False)
+    modules, batches = {}, {}
+    for name, (settings, prompt) in asked.items():
+        model = build_model(
+            load_base(folder), loaded.vocabulary, LoraSettings() if prompt is None else None,
+            prompt=None if prompt is None else PromptSettings.model_validate(prompt),
+        )  # fmt: skip
         model.config.use_cache = False
-        add_lora(model, make_peft_config(model, LoraSettings()))
-        set_attention(model)
-        module = make_objective(ObjectiveConfig.model_validate(settings), LossConfig(), model, loaded.template)
-        modules[name] = module.train()
+        if name == "restored_codes":
+            set_attention(model, "sdpa")
+        chosen = ObjectiveConfig.model_validate(settings)
+        modules[name] = make_objective(chosen, LossConfig(), model, loaded.template, loaded.coder).train()
+        items = [pair.put_before(list_prompt_ids(model)) for pair in pairs]
+        batches[name] = stack(pack(items, 512, loaded.vocabulary.get_control_id("<|pad|>")))
     times: dict[str, list[float]] = {name: [] for name in modules}
     for _ in range(5):  # interleaved, since the machine is shared
         for name, module in modules.items():
             began = time.process_time()
-            total, _ = module(*to_tensors(batch), **read_values(batch))
+            total, _ = module(*to_tensors(batches[name]), **read_values(batches[name]))
             total.backward()
             times[name].append(time.process_time() - began)
     medians = {name: statistics.median(found) for name, found in times.items()}
     return {name: round(value / medians["next_token"], 2) for name, value in medians.items()} | {
-        "seconds of next_token": round(medians["next_token"], 2), "tokens": int(batch.ids.size)
+        "seconds of next_token": round(medians["next_token"], 2), "tokens": int(batches["next_token"].ids.size)
     }  # fmt: skip
 
 
 STUDIES: dict[str, Callable[[Study], Figures]] = {
     "preference": study_preference,
+    "critical": study_critical,
     "kto": study_kto,
     "unlearning": study_unlearning,
     "sinks": study_sinks,
     "grpo": study_grpo,
     "distillation": study_distillation,
+    "row_prior": study_row_prior,
     "cost": study_cost,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=STUDIES)
-    parser.add_argument("--model", type=Path, default=Path("model_cards/nano"), help="the model that learns")
-    parser.add_argument("--raw", type=Path, default=Path("data/raw"))
-    parser.add_argument("--out", type=Path, default=Path("data/runs/objectives"))
-    parser.add_argument("--concepts", type=int, default=90)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
-    args = parser.parse_args(arguments)
-    args.out = args.out.absolute()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    study = Study(args)
-    for name in args.names:
-        began = time.process_time()
-        figures = {**STUDIES[name](study), "processor_seconds": round(time.process_time() - began)}
-        write_json(args.out / f"{name}.json", figures)
-        print(json.dumps({name: figures}))
+    def make(options: Namespace) -> Study:
+        return Study(RECIPES, options)
+
+    run_studies(__doc__, STUDIES, make, lambda parser: add_options(parser, "objectives", 90), arguments)
 
 
 if __name__ == "__main__":

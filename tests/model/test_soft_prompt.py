@@ -16,15 +16,10 @@ from unimodal.model.adapter import load_adapter, merge, save_adapter
 from unimodal.model.base import load_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
-from unimodal.model.soft_prompt import (
-    PROMPT_FOLDER,
-    PromptSettings,
-    attach_soft_prompt,
-    detach_soft_prompt,
-    find_soft_prompt,
-    list_prompt_ids,
-    read_soft_prompt,
-)
+from unimodal.model.prompt_files import read_soft_prompt
+from unimodal.model.prompt_settings import PromptSettings
+from unimodal.model.soft_prompt import attach_soft_prompt, detach_soft_prompt, find_soft_prompt, list_prompt_ids
+from unimodal.model.weight_files import PROMPT_FOLDER
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.sequence.cutting import RowFitter

@@ -19,8 +19,8 @@ from unimodal.objectives.registry import NEXT_TOKEN, OBJECTIVES, ObjectiveConfig
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
 from unimodal.sequence.templates.own import join_group
 
-#: they train a soft prompt beside a base, and their documents begin with it: test_prompt_objectives.py
-OF_PROMPTS = ("context_prompt", "prompt_transfer")
+#: they train a soft prompt beside a base, and their documents begin with it: test_prompt_objectives.py, test_mmrl.py
+OF_PROMPTS = ("context_prompt", "prompt_transfer", "mmrl")
 NAMES = tuple(name for name in OBJECTIVES if name not in OF_PROMPTS)
 
 

@@ -12,7 +12,8 @@ from unimodal.model.build import build_model
 from unimodal.model.context_prompt import Context, ContextPrompt, join_examples
 from unimodal.model.lora import LoraSettings
 from unimodal.model.private_gradients import PrivacySettings, PrivateGradients, bound_epsilon
-from unimodal.model.soft_prompt import ContextSettings, PromptSettings, find_soft_prompt, list_prompt_ids
+from unimodal.model.prompt_settings import ContextSettings, PromptSettings
+from unimodal.model.soft_prompt import find_soft_prompt, list_prompt_ids
 from unimodal.objectives.context_prompt import ContextLossConfig, ContextPromptLoss
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss

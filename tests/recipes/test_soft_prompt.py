@@ -10,7 +10,9 @@ import torch
 
 from unimodal.export.stock import export_model
 from unimodal.model.adapter import load_adapter
-from unimodal.model.soft_prompt import PROMPT_FOLDER, find_soft_prompt, list_prompt_ids
+from unimodal.model.prefix import PrefixPrompt
+from unimodal.model.soft_prompt import find_soft_prompt, list_prompt_ids
+from unimodal.model.weight_files import PROMPT_FOLDER
 from unimodal.pipeline import load
 from unimodal.sequence.document import Image
 
@@ -98,3 +100,39 @@ def test_a_prompt_of_examples_is_trained_near_them(settings, tmp_path, pictures,
     with pytest.raises(SystemExit):
         recipe(*settings, f"prompt.context={{path: {pictures}, examples: 999}}", f"run={tmp_path}/other")
     assert "examples, not 999" in capsys.readouterr().err
+
+
+@pytest.mark.sweep("recipes at work")
+@pytest.mark.parametrize("kind", ["prefix={first_layer: 0}", "space={width: 8}"])
+def test_states_in_the_layers_answer_as_in_training(settings, tmp_path, pictures, kind, capsys):
+    """Trained, stopped, saved, asked, exported, and opened by peft as keys and values."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    asked = [*settings, "prompt.length=4", f"prompt.{kind}", "objective.mmrl.weight=0.5"]
+    recipe(*asked, flags=["--dry-run"])
+    assert "4 × soft prompt" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    recipe(*asked)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    model = load(tmp_path / "out", device="cpu")
+    prompt = find_soft_prompt(model.decoder)
+    assert isinstance(prompt, PrefixPrompt) and 0 < last["validation_apart"] < 1
+    picture = Image(path=str(pictures.parent / "1.png"))
+    first = model.chat([picture, "what is this?"], to="text", tokens=8)
+    scored = model.engine.compute_next([5, 6, 7])
+    ids = torch.tensor([[*prompt.ids, 5, 6, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(model.decoder(ids).logits[0, -1].softmax(-1), scored, rtol=0, atol=1e-5)
+
+    export_model(tmp_path / "out", tmp_path / "whole")
+    assert load(tmp_path / "whole", device="cpu").chat([picture, "what is this?"], to="text", tokens=8) == first
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    theirs = PeftModel.from_pretrained(stock, tmp_path / "whole" / PROMPT_FOLDER).eval()
+    read = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = theirs(input_ids=read, attention_mask=torch.ones_like(read)).logits[0, -1].softmax(-1)
+    torch.testing.assert_close(scored, expected, rtol=0, atol=1e-5)
+    more = [setting for setting in settings if not setting.startswith(("base=", "out=", "run="))]
+    recipe(*more, f"base={tmp_path}/whole", f"out={tmp_path}/more", f"run={tmp_path}/run2")
+    further = find_soft_prompt(load_adapter(tmp_path / "more")[0])
+    assert not torch.equal(further.states, prompt.states), "a base of ours keeps its prompt, and trains it on"

@@ -93,7 +93,7 @@ def test_documents_say_which_picture_stands_where(media_folder, pictures):
 
 def test_bad_settings_are_one_line(media_folder, pictures, encoders, tiny_base, tmp_path, capsys):
     for more, words in (
-        (["held_out=12"], "12 documents show a picture"),
+        (["held_out=12"], "12 of 12 documents that show a picture and answer in words"),
         (["encoders=[nowhere]"], "'nowhere' cannot be loaded"),
         (["image_sizes=[32, 32]"], "2 sizes for 1 encoders"),
         ([f"model={tiny_base}"], "no whole model folder"),

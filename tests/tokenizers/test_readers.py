@@ -144,9 +144,9 @@ def explain(reader, first, second):
     return s + math.tanh(float(reader.gate)) * att.out(torch.stack(rows))
 
 
-@pytest.mark.parametrize("reach", [0.5, None])
-def test_come_vl_is_the_authors_forward(reach, tmp_path):
-    reader = make_come(reach=reach)
+@pytest.mark.parametrize(("reach", "orthogonal"), [(0.5, "matrix_exp"), (None, "cayley")])
+def test_come_vl_is_the_authors_forward(reach, orthogonal, tmp_path):
+    reader = make_come(reach=reach, orthogonal=orthogonal)
     x = torch.rand(2, 3, 32, 32)
     seen = reader.look(x)
     assert seen[0].shape == (2, 3, 16, 12) and seen[1].shape == (2, 2, 4, 16)
@@ -161,8 +161,9 @@ def test_come_vl_is_the_authors_forward(reach, tmp_path):
     torch.testing.assert_close(load_reader(tmp_path).read(x), reader.read(x), rtol=1e-4, atol=1e-4)
 
 
-def test_what_learns_of_come_vl_stays_orthogonal_and_the_encoders_stay():
-    reader = make_come(pool=2).train()
+@pytest.mark.parametrize("orthogonal", ["matrix_exp", "cayley"])
+def test_what_learns_of_come_vl_stays_orthogonal_and_the_encoders_stay(orthogonal):
+    reader = make_come(pool=2, orthogonal=orthogonal).train()
     assert reader.num_features == 4 and reader.first.training is False
     x = torch.rand(2, 3, 32, 32)
     before = reader.first.read_last(x)

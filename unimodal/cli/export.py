@@ -32,7 +32,7 @@ def export(
     with Reporter() as report:
         report("starting")
         from unimodal.export.stock import export_model
-        from unimodal.model.soft_prompt import has_soft_prompt
+        from unimodal.model.prompt_files import has_soft_prompt
 
         export_model(source, out, dtype, max_shard_size, force, base, report)
     if has_soft_prompt(out):

@@ -42,15 +42,10 @@ from unimodal.model.continuous_media import CONTINUOUS_FILE
 from unimodal.model.depth_decoder import DEPTH_FILE
 from unimodal.model.fourier_head import FOURIER_FILE
 from unimodal.model.image_head import HEAD_FILE
-from unimodal.model.soft_prompt import (
-    PROMPT_FOLDER,
-    detach_soft_prompt,
-    has_soft_prompt,
-    read_soft_prompt,
-    save_soft_prompt,
-)
+from unimodal.model.prompt_files import has_soft_prompt, read_soft_prompt, save_soft_prompt
+from unimodal.model.soft_prompt import detach_soft_prompt
 from unimodal.model.tokenformer import is_tokenformer
-from unimodal.model.weight_files import check_weight_files, list_weight_files
+from unimodal.model.weight_files import PROMPT_FOLDER, check_weight_files, list_weight_files
 from unimodal.model_folder.decoder import load_stock
 from unimodal.model_folder.hashes import check_tokenizers
 from unimodal.model_folder.layout import (
@@ -169,7 +164,7 @@ def export_model(
             shutil.copyfile(path, new / name)
         write_decoder(model, new, vocabulary, max_shard_size)
         if prompt is not None:
-            save_soft_prompt(new, prompt, model.config, out.name)
+            save_soft_prompt(new, prompt, model, out.name)
         for name, text in make_code_files(type(model).__name__).items():
             (new / name).write_text(text, encoding="utf-8")
         _write_settings(

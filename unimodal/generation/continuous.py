@@ -66,8 +66,7 @@ class JoinableRun(PlainRun):
     def join(self, batch: PreparedBatch, prefixes: Sequence[CachedPrefix | None] = ()) -> None:
         """Read the prompts of further rows and append these to the others. prefixes: what is read of them already."""
         self.read_waiting()
-        if self.parts.prompt is not None:
-            prefixes = self.parts.prompt.fill(prefixes, len(batch.prompts))
+        prefixes = self.parts.begin_streams(len(batch.prompts), prefixes)
         hidden = self.slots.join(batch.prompts, self.parts.pad_id, batch.capacities, prefixes)  # [S, D]
         self.hidden = torch.cat([self.hidden, hidden]) if self.configs else hidden
         self.streams.add_rows(len(batch.configs), batch.guided)
@@ -196,7 +195,7 @@ class ContinuousBatch:
         parts = self.engine.parts
         self._read_ahead: tuple[GenerationRequest, PreparedBatch] | None = None
         self._plain = self._open_lane(parts, ())
-        self.reader = PromptReader(parts.decoder, self._plain.run.slots, parts.pad_id, parts.device)
+        self.reader = PromptReader(parts, self._plain.run.slots)
         self._lanes = [self._plain]
 
     def _open_lane(self, parts: EngineParts, methods: tuple[Method, ...]) -> _Lane:

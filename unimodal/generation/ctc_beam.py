@@ -103,7 +103,8 @@ def compose_transcript(
     ctc_rows = engine.head.select(((0, num_text), (blank, blank + 1)))
 
     first = [*engine.prompt_ids, *prompt[:1]]
-    hidden = decoder.prefill([first], engine.pad_id, len(first) + len(prompt) + config.max_new_tokens)[:, None]
+    room = len(first) + len(prompt) + config.max_new_tokens
+    hidden = decoder.prefill([first], engine.pad_id, room, engine.parts.begin_streams(1))[:, None]
     rest = torch.tensor([list(prompt[1:])], device=engine.device)
     states = torch.cat([hidden, decoder.step(rest, every=True)], 1)[0]  # [N, D]
     heard = engine.head.compute_logits(states[places.start : places.stop], ctc_rows).float()

@@ -209,7 +209,7 @@ class Engine:
         whole = self.head.select(((0, self.vocabulary.size),))
         first = [[*self.prompt_ids, *ids[:1]] for ids in streams]
         room = longest + len(self.prompt_ids)
-        hidden = self.decoder.prefill(first, self.pad_id, room)[:, None]  # [S, 1, D]
+        hidden = self.decoder.prefill(first, self.pad_id, room, self.parts.begin_streams(len(first)))[:, None]
         rest = stack_positions([[*ids[1:], *[self.pad_id] * (longest - len(ids))] for ids in streams], self.device)
         hidden = torch.cat([hidden, self.decoder.step(rest, every=True)], 1)  # [S, N, D]
         scores = []
@@ -232,7 +232,7 @@ class Engine:
             raise ValueError(f"a prompt of {len(folded)} tokens exceeds the model's {self.max_positions} positions")
         self.refresh_head()
         read = [*self.prompt_ids, *folded]
-        hidden = self.decoder.prefill([read], self.pad_id, len(read))  # [1, D]
+        hidden = self.decoder.prefill([read], self.pad_id, len(read), self.parts.begin_streams(1))  # [1, D]
         return self.head.compute_logits(hidden, self.head.select(((0, self.vocabulary.size),)))[0].float().softmax(0)
 
     def prepare(

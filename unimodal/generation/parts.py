@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from unimodal.generation.decoders.step_decoder import StepDecoder
+from unimodal.generation.decoders.step_decoder import CachedPrefix, StepDecoder
 from unimodal.generation.head import SlicedHead
 from unimodal.generation.prompt_cache import PromptCache
 from unimodal.model.depth_decoder import DepthDecoder
@@ -31,3 +32,7 @@ class EngineParts:
     depth: DepthDecoder | None = None
     embed: nn.Module | None = None
     prompt: PromptCache | None = None
+
+    def begin_streams(self, num: int, prefixes: Sequence[CachedPrefix | None] = ()) -> Sequence[CachedPrefix | None]:
+        """The prefixes of `num` streams, of which the model's soft prompt is one wherever none is longer."""
+        return prefixes if self.prompt is None else self.prompt.fill(prefixes, num)

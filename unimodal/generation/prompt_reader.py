@@ -11,19 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from unimodal.generation.decoders.flush_streams import stack_positions
 from unimodal.generation.decoders.slot_decoders import LeanSlots, make_twin
 from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, SlotDecoder, StepDecoder
+from unimodal.generation.parts import EngineParts
 from unimodal.vocabulary.positions import Position
 
 
 class PromptReader:
-    """decoder: of whose weights. slots: what the rows will join. num_read: tokens that were read in all."""
+    """parts: of whose decoder, and with whose soft prompt. slots: what the rows will join. num_read: tokens that were
+    read in all."""
 
-    def __init__(self, decoder: StepDecoder, slots: SlotDecoder, pad_id: int, device: torch.device) -> None:
-        self.decoder, self.slots, self.pad_id, self.device = decoder, slots, pad_id, device
+    def __init__(self, parts: EngineParts, slots: SlotDecoder) -> None:
+        self.parts, self.slots = parts, slots
+        self.decoder, self.pad_id, self.device = parts.decoder, parts.pad_id, parts.device
         self.num_read = 0
         self._held: dict[tuple[Position, ...], CachedPrefix | None] = {}
         self._open: tuple[tuple[Position, ...], StepDecoder, int] | None = None  # a prompt, its reader, tokens read
@@ -44,6 +45,8 @@ class PromptReader:
     def _read_slice(self, prompt: tuple[Position, ...], num: int, most: int) -> int:
         """Read the next tokens of a prompt; once no more than ``most`` are left it is held. Returns how many."""
         if isinstance(self.slots, LeanSlots):
+            if self.parts.prompt is not None:
+                self.slots.begin(self.parts.prompt.read(), prompt)
             begin = self.slots.count_begun(prompt)
             end = min(begin + num, len(prompt) - 1)
             if len(prompt) - begin > most:
@@ -59,7 +62,7 @@ class PromptReader:
         if begin:
             reader.step(stack_positions([prompt[begin:end]], self.device))
         else:
-            reader.prefill([prompt[:end]], self.pad_id, len(prompt))
+            reader.prefill([prompt[:end]], self.pad_id, len(prompt), self.parts.begin_streams(1))
         self.num_read += end - begin
         self._open = (prompt, reader, end)
         if len(prompt) - end <= most:

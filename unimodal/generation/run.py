@@ -75,9 +75,8 @@ class DecodingRun(ABC):
         """Read the prompts of all streams."""
         longest = max(map(len, self.prompts))
         capacity = longest + max(config.max_new_tokens for config in self.configs) + self.spare
-        prefixes = [] if self.session is None else self.session.match(self.prompts)
-        if self.parts.prompt is not None:
-            prefixes = self.parts.prompt.fill(prefixes, len(self.prompts))
+        known = [] if self.session is None else self.session.match(self.prompts)
+        prefixes = self.parts.begin_streams(len(self.prompts), known)
         self.hidden = self.decoder.prefill(self.prompts, self.parts.pad_id, capacity, prefixes)
         read = self.decoder.num_computed
         self.stats.cached_tokens = sum(max(0, len(prompt) - read) for prompt in self.prompts)

@@ -24,8 +24,9 @@ from transformers import PretrainedConfig
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.files import HubOptions, download_folder
-from unimodal.model.soft_prompt import PROMPT_FOLDER, attach_soft_prompt, has_soft_prompt, read_soft_prompt
-from unimodal.model.weight_files import check_weight_files, list_weight_files
+from unimodal.model.prompt_files import has_soft_prompt, read_soft_prompt
+from unimodal.model.soft_prompt import attach_soft_prompt
+from unimodal.model.weight_files import PROMPT_FOLDER, check_weight_files, list_weight_files
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.model_folder.settings import read_processor, read_sampling
 from unimodal.pipeline import AnswerSettings, Unimodal

@@ -37,8 +37,9 @@ from unimodal.model.continuous_media import attach_continuous_media, find_contin
 from unimodal.model.depth_decoder import attach_depth_decoder, find_depth_decoder
 from unimodal.model.fourier_head import attach_fourier_heads, find_fourier_heads
 from unimodal.model.lora import ADAPTER, add_lora, extract_lora_state, find_lora_layers, load_lora_state, merge_lora
+from unimodal.model.prompt_files import read_soft_prompt, save_soft_prompt
 from unimodal.model.rows import ExtendedEmbedding, extend_rows, find_base_table, find_rows, get_new_rows, merge_rows
-from unimodal.model.soft_prompt import attach_soft_prompt, find_soft_prompt, read_soft_prompt, save_soft_prompt
+from unimodal.model.soft_prompt import attach_soft_prompt, find_soft_prompt
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def save_adapter(
             beside.save(folder)
     prompt = find_soft_prompt(model)
     if prompt is not None:
-        save_soft_prompt(folder, prompt, model.config, base, dtype)
+        save_soft_prompt(folder, prompt, model, base, dtype)
     vocabulary.save(folder / "vocabulary.json")
     record = AdapterRecord(
         format=FORMAT,

@@ -30,17 +30,14 @@ from unimodal.model.fourier_head import (
 )
 from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
+from unimodal.model.prefix import make_prefix
 from unimodal.model.private_gradients import PrivateGradients
+from unimodal.model.prompt_files import has_soft_prompt, read_soft_prompt
+from unimodal.model.prompt_settings import PromptSettings
 from unimodal.model.rows import extend_rows, get_new_rows, share_rows
-from unimodal.model.soft_prompt import (
-    PROMPT_FOLDER,
-    PromptSettings,
-    SoftPrompt,
-    attach_soft_prompt,
-    draw_prompt,
-    has_soft_prompt,
-    read_soft_prompt,
-)
+from unimodal.model.shared_space import make_space_prompt
+from unimodal.model.soft_prompt import SoftPrompt, attach_soft_prompt, draw_prompt
+from unimodal.model.weight_files import PROMPT_FOLDER
 from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
@@ -208,7 +205,7 @@ def build_model(
     if kept:
         attach_soft_prompt(model, read_soft_prompt(Path(base.name)))
     elif prompt is not None:
-        made = attach_soft_prompt(model, _make_prompt(model, prompt, prompt_words, seed))
+        made = attach_soft_prompt(model, _make_prompt(model, vocabulary, prompt, prompt_words, seed))
         if prompt.private is not None:
             _check_private(model)
             made.private = PrivateGradients(prompt.private)
@@ -235,13 +232,29 @@ def _check_private(model: PreTrainedModel) -> None:
 
 
 def _make_prompt(
-    model: PreTrainedModel, prompt: PromptSettings, words: Sequence[int] | Context, seed: int
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    prompt: PromptSettings,
+    words: Sequence[int] | Context,
+    seed: int,
 ) -> SoftPrompt:
     if isinstance(words, Context):
         assert prompt.context is not None
         return make_context_prompt(model, words, prompt.context)
     if prompt.source is None:
-        return draw_prompt(model, prompt.length, words, seed)
+        if prompt.prefix is None and prompt.space is None:
+            return draw_prompt(model, prompt.length, words, seed)
+        if not vocabulary.positions.is_flat:
+            raise ValueError(
+                "prompt.prefix and prompt.space are read by the ids of a batch, and a summed position has several; use "
+                "a prompt without them"
+            )
+        if prompt.space is not None:
+            still = words or [vocabulary.get_control_id("<|bos|>")]
+            return make_space_prompt(model, draw_prompt(model, prompt.length, still).vectors, prompt.space, seed)
+        assert prompt.prefix is not None
+        vectors = draw_prompt(model, prompt.length, words, seed).vectors
+        return make_prefix(model, vectors.detach(), prompt.prefix.first_layer)
     found = read_soft_prompt(prompt.source, or_itself=True)
     if "length" in prompt.model_fields_set and len(found) != prompt.length:
         raise ValueError(f"prompt.length is {prompt.length}, but the prompt in {prompt.source} has {len(found)} tokens")

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.model.soft_prompt import ContextSettings, SoftPrompt
+from unimodal.model.prompt_settings import ContextSettings
+from unimodal.model.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,76 +9,31 @@ place of the embedding table looks them up. So packing, caches, sessions, batche
 read any token: training puts `prompt.ids` before each document (`sequence/cutting.py`), the engine before each prompt.
 An id that stands for nothing is out of every table's range, and fails there.
 
-    soft_prompt/adapter_config.json        peft's, PROMPT_TUNING
-    soft_prompt/adapter_model.safetensors  `prompt_embeddings` [P, D]
+A prompt may also say what further layers read in its places (`prefix.py`, `shared_space.py`). The table then notes
+where it stands in a batch, and a hook before each layer puts its states there. `prompt_files.py` saves prompts.
 
-`peft.PeftModel.from_pretrained(base, folder / "soft_prompt")` opens it, and a prompt that peft trained is read here.
-
-Shapes: B rows, N tokens, P tokens of the prompt, D width.
+Shapes: B rows, N tokens, P tokens of the prompt, D width, F layers that are given states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from unimodal.config import Config
-from unimodal.files import describe_error, read_json, write_bytes_atomically
+from unimodal.model.blocks import find_decoder_blocks
 from unimodal.model.feature_rows import FeatureRows
-from unimodal.model.private_gradients import PrivacySettings, PrivateGradients
-from unimodal.model.weight_files import PROMPT_FOLDER
+from unimodal.model.private_gradients import PrivateGradients
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
 
-CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
-WEIGHTS_PATH = f"{PROMPT_FOLDER}/{WEIGHTS_FILE}"  # in a model folder
 FIRST_ID = -(1 << 32)  # of the ids of a prompt; far from -1 and -100, which mean nothing and no label
-_AGAIN = "copy or download it again"
-
-
-class ContextSettings(Config):
-    """Examples to begin as. path: a dataset of any format that `corpus.datasets` takes."""
-
-    path: Path
-    format: str | None = None
-    examples: int = Field(default=4, ge=1)  # the first of it
-    epsilon: float = Field(default=0.1, gt=0)
-    format_epsilon: float = Field(default=0.1, gt=0)
-
-
-class PromptSettings(Config):
-    """A soft prompt and what it begins as.
-
-    One of `text`, `source` and `context`, or rows of the base's table.
-    """
-
-    length: int = Field(default=20, ge=1, le=4096)  # of a context: as many tokens as it has
-    #: repeated or cut to `length`
-    text: str | None = Field(default=None, min_length=1)
-    #: a folder with a prompt of the same width: an adapter of ours, an export, or one that peft wrote
-    source: Path | None = None
-    #: examples, which stay near what they were (`context_prompt.py`)
-    context: ContextSettings | None = None
-    #: hide each document that it is tuned on (`private_gradients.py`)
-    private: PrivacySettings | None = None
-
-    @model_validator(mode="after")
-    def _check_start(self) -> PromptSettings:
-        given = [name for name in ("text", "source", "context") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(
-                f"a prompt begins as one thing, and {' and '.join(given)} are given; leave one of them out"
-            )
-        if self.context is not None and "length" in self.model_fields_set:
-            raise ValueError("a prompt of examples is as long as they are; leave length out")
-        return self
 
 
 class SoftPrompt(nn.Module):
@@ -97,17 +52,52 @@ class SoftPrompt(nn.Module):
         """The ids that stand for the prompt."""
         return range(FIRST_ID, FIRST_ID + len(self))
 
+    @property
+    def first_layer(self) -> int | None:
+        """The first layer behind the embedding that is given states of the prompt; None for a prompt of inputs."""
+        return None
+
     def compute_vectors(self) -> Tensor:
         """What is read in the place of the ids, [P, D]."""
         return self.vectors
 
+    def compute_states(self) -> Tensor:
+        """What the layers from `first_layer` on read in the prompt's places, [F, P, D]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPlaces:
+    """Where a prompt stands in a batch that is being read, and what layers from `first` on read there.
+
+    prompted: bool [B, N]. numbers: int64 [B, N], which token of the prompt. states: [F, P, D].
+    """
+
+    prompted: Tensor
+    numbers: Tensor
+    states: Tensor
+    first: int
+
+
+class _LastRead(dict[bool, PromptPlaces | None]):
+    """What was read last, with gradients (True) and without. A copied model has read nothing yet."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _LastRead:
+        return _LastRead()
+
 
 class PromptedEmbedding(nn.Module):
-    """An embedding table, and before it the ids of a prompt: ids [B, N] → [B, N, D]."""
+    """An embedding table, and before it the ids of a prompt: ids [B, N] → [B, N, D].
+
+    last_read: where the prompt stands in the batch that the layers read next. It is kept apart for calls with
+    gradients: a block that is computed again in the backward pass finds what it had, whatever was read in between.
+    """
 
     def __init__(self, base: nn.Module, prompt: SoftPrompt) -> None:
         super().__init__()
         self.base, self.prompt = base, prompt
+        self.last_read = _LastRead()
+        self.handles: list[RemovableHandle] = []
 
     @property
     def weight(self) -> Tensor:
@@ -121,32 +111,101 @@ class PromptedEmbedding(nn.Module):
         prompted = ids < 0
         x = self.base(ids.masked_fill(prompted, 0))
         places = (ids - FIRST_ID).clamp(0, len(self.prompt) - 1)
+        if self.prompt.first_layer is not None:
+            self._note_places(prompted, places, self.prompt.first_layer)
         vectors = self.prompt.compute_vectors()[places]  # [B, N, D]
         if self.prompt.private is not None and vectors.requires_grad:
             self.prompt.private.watch(vectors, prompted, ids == FIRST_ID)
         return torch.where(prompted[..., None], vectors.to(x.dtype), x)
 
+    def _note_places(self, prompted: Tensor, numbers: Tensor, first: int) -> None:
+        found = None
+        if bool(prompted.any()):
+            found = PromptPlaces(prompted, numbers, self.prompt.compute_states(), first)
+        self.last_read[torch.is_grad_enabled()] = found
 
-def find_soft_prompt(model: PreTrainedModel) -> SoftPrompt | None:
-    """The soft prompt of a model; None where it has none."""
+
+class LayerStates:
+    """A hook before layer `number`, which reads the prompt's states in its places. table: whose prompt is read.
+
+    Raises ValueError for a batch whose tokens are not those that the table has read last.
+    """
+
+    def __init__(self, table: PromptedEmbedding, number: int, is_last: bool) -> None:
+        self.table, self.number, self.is_last = table, number, is_last
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]] | None:
+        graded = torch.is_grad_enabled()
+        found = self.table.last_read.get(graded)
+        if found is None:
+            return None
+        if self.is_last and not graded:
+            self.table.last_read[False] = None
+        if self.number < found.first:
+            return None
+        x = args[0] if args else kwargs["hidden_states"]
+        if x.shape[:2] != found.prompted.shape:
+            raise ValueError(
+                "a prompt with states of its own in the layers is read where the ids of a batch are embedded at once "
+                "and no token is left out before the last layer; take a prompt without prompt.prefix and prompt.space"
+            )
+        states = found.states[self.number - found.first].to(x.dtype)  # [P, D]
+        x = torch.where(found.prompted[..., None], states[found.numbers], x)
+        return ((x, *args[1:]), dict(kwargs)) if args else (args, {**kwargs, "hidden_states": x})
+
+
+def find_prompted_table(model: PreTrainedModel) -> PromptedEmbedding | None:
+    """The table that reads a model's soft prompt; None where it has none."""
     table = model.get_input_embeddings()
     while isinstance(table, FeatureRows):
         table = table.base
-    return table.prompt if isinstance(table, PromptedEmbedding) else None
+    return table if isinstance(table, PromptedEmbedding) else None
+
+
+def find_soft_prompt(model: PreTrainedModel) -> SoftPrompt | None:
+    """The soft prompt of a model; None where it has none."""
+    table = find_prompted_table(model)
+    return None if table is None else table.prompt
+
+
+def has_layer_states(model: PreTrainedModel) -> bool:
+    """Whether a model has a soft prompt that layers behind the embedding read too."""
+    prompt = find_soft_prompt(model)
+    return prompt is not None and prompt.first_layer is not None
 
 
 @contextmanager
 def use_prompt(model: PreTrainedModel, prompt: SoftPrompt) -> Iterator[None]:
     """Read another prompt in the place of the model's own while the context is open; for one thread at a time."""
-    table = model.get_input_embeddings()
-    while isinstance(table, FeatureRows):
-        table = table.base
-    assert isinstance(table, PromptedEmbedding)
+    table = find_prompted_table(model)
+    assert table is not None
     own, table.prompt = table.prompt, prompt
+    handles = [] if own.first_layer is not None else _hook_layers(model, table)
     try:
         yield
     finally:
         table.prompt = own
+        for handle in handles:
+            handle.remove()
+
+
+def _hook_layers(model: PreTrainedModel, table: PromptedEmbedding) -> list[RemovableHandle]:
+    """The hooks that a prompt with states needs; none for a prompt of inputs. Raises ValueError for other layers."""
+    prompt, handles = table.prompt, []
+    if prompt.first_layer is None:
+        return []
+    blocks = find_decoder_blocks(model)
+    num_states = len(prompt.compute_states())
+    if prompt.first_layer + num_states != len(blocks):
+        raise ValueError(
+            f"the soft prompt has states for {prompt.first_layer + num_states} layers, but the base has {len(blocks)}"
+        )
+    for number, block in enumerate(blocks):
+        hook = LayerStates(table, number, number == len(blocks) - 1)
+        handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+    return handles
 
 
 def list_prompt_ids(model: PreTrainedModel) -> tuple[int, ...]:
@@ -168,7 +227,9 @@ def attach_soft_prompt(model: PreTrainedModel, prompt: SoftPrompt) -> SoftPrompt
         raise ValueError(f"the soft prompt has vectors of width {width}, but the base reads {find_width(model)}")
     if len(prompt) + 2 > most:
         raise ValueError(f"a soft prompt of {len(prompt)} tokens leaves no room in the base's {most} positions")
-    model.set_input_embeddings(PromptedEmbedding(table, prompt.to(_find_plain_table(model).weight.device)))
+    made = PromptedEmbedding(table, prompt.to(_find_plain_table(model).weight.device))
+    made.handles = _hook_layers(model, made)
+    model.set_input_embeddings(made)
     return prompt
 
 
@@ -177,6 +238,8 @@ def detach_soft_prompt(model: PreTrainedModel) -> SoftPrompt | None:
     table = model.get_input_embeddings()
     if not isinstance(table, PromptedEmbedding):
         return None
+    for handle in table.handles:
+        handle.remove()
     model.set_input_embeddings(table.base)
     return table.prompt
 
@@ -206,70 +269,3 @@ def draw_prompt(model: PreTrainedModel, length: int, words: Sequence[int] = (), 
         num = _find_plain_table(model).num_embeddings
         rows = torch.randint(0, num, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
     return SoftPrompt(table(torch.tensor([rows], device=next(model.parameters()).device))[0])
-
-
-def save_soft_prompt(
-    folder: Path, prompt: SoftPrompt, config: PreTrainedConfig, base: str, dtype: torch.dtype = torch.float32
-) -> None:
-    """Write a prompt into `folder`/soft_prompt, in peft's format.
-
-    config, base: the config and the name of the model that it belongs on.
-    """
-    from peft import PromptTuningConfig
-    from safetensors.torch import save
-
-    place = folder / PROMPT_FOLDER
-    place.mkdir(parents=True, exist_ok=True)
-    vectors = prompt.compute_vectors().detach().to("cpu", dtype).contiguous()
-    write_bytes_atomically(place / WEIGHTS_FILE, save({WEIGHTS_NAME: vectors}, metadata={"format": "pt"}))
-    text = config.get_text_config()
-    PromptTuningConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=len(prompt),
-        token_dim=int(vectors.shape[1]),
-        num_transformer_submodules=1,
-        num_attention_heads=int(text.num_attention_heads),
-        num_layers=int(text.num_hidden_layers),
-        base_model_name_or_path=base,
-        inference_mode=True,
-    ).save_pretrained(place)
-
-
-def read_soft_prompt(folder: Path, or_itself: bool = False) -> SoftPrompt:
-    """The prompt in `folder`/soft_prompt, or_itself: or else in `folder`, as peft leaves one.
-
-    Raises ValueError, in one line, for anything else.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    place = folder / PROMPT_FOLDER if not or_itself or (folder / PROMPT_FOLDER).is_dir() else folder
-    if not (place / CONFIG_FILE).is_file():
-        raise ValueError(f"{folder} has no soft prompt: {PROMPT_FOLDER}/{CONFIG_FILE} is missing")
-    kind = read_json(place / CONFIG_FILE).get("peft_type")
-    if kind != "PROMPT_TUNING":
-        raise ValueError(f"{place} is an adapter of the kind {kind}, not PROMPT_TUNING")
-    try:
-        vectors = load_file(place / WEIGHTS_FILE).get(WEIGHTS_NAME)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{place / WEIGHTS_FILE} cannot be read ({describe_error(error, 120)}); {_AGAIN}") from None
-    if vectors is None or vectors.dim() != 2 or not len(vectors):
-        raise ValueError(f"{place / WEIGHTS_FILE} has no table {WEIGHTS_NAME}; {_AGAIN}")
-    if not bool(vectors.isfinite().all()):
-        raise ValueError(f"{place / WEIGHTS_FILE} has values that are no numbers; {_AGAIN}")
-    return SoftPrompt(vectors)
-
-
-def has_soft_prompt(folder: Path) -> bool:
-    """Whether a model's folder holds a soft prompt."""
-    return (folder / PROMPT_FOLDER / CONFIG_FILE).is_file()
-
-
-def list_prompt_files(prompt: PromptSettings | None, base: str) -> dict[str, Path | None]:
-    """The files that a prompt begins as, by name, for the identity of a run. base: its folder or hub id."""
-    if has_soft_prompt(Path(base)):
-        return {"prompt of the base": Path(base) / PROMPT_FOLDER / WEIGHTS_FILE}
-    if prompt is None or prompt.source is None:
-        return {"prompt.context": prompt.context.path} if prompt is not None and prompt.context is not None else {}
-    place = prompt.source / PROMPT_FOLDER if (prompt.source / PROMPT_FOLDER).is_dir() else prompt.source
-    return {"prompt.source": place / WEIGHTS_FILE}

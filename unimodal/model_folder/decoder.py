@@ -15,7 +15,8 @@ from unimodal.model.continuous_media import attach_continuous_media
 from unimodal.model.depth_decoder import attach_depth_decoder
 from unimodal.model.fourier_head import attach_fourier_heads
 from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
-from unimodal.model.soft_prompt import attach_soft_prompt, has_soft_prompt, read_soft_prompt
+from unimodal.model.prompt_files import has_soft_prompt, read_soft_prompt
+from unimodal.model.soft_prompt import attach_soft_prompt
 from unimodal.model.tokenformer import is_tokenformer, load_tokenformer
 from unimodal.model_folder.layout import CONFIG_FILE
 from unimodal.vocabulary import Vocabulary

@@ -21,6 +21,7 @@ from unimodal.objectives.distillation.student import DistillationConfig, Teacher
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.masked_codes import MaskedCodeConfig, MaskedCodes
+from unimodal.objectives.mmrl import MmrlConfig, MmrlLoss
 from unimodal.objectives.next_x import NextXConfig, NextXLoss
 from unimodal.objectives.objective import Objective, RowKind
 from unimodal.objectives.packed import PackedLoss
@@ -47,6 +48,7 @@ class ObjectiveConfig(Config):
     masked_codes: MaskedCodeConfig | None = None
     context_prompt: ContextLossConfig | None = None
     prompt_transfer: PromptTransferConfig | None = None
+    mmrl: MmrlConfig | None = None
     restored_codes: RestoredCodeConfig | None = None
     next_x: NextXConfig | None = None
     any_order: AnyOrderConfig | None = None
@@ -102,6 +104,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked_codes": MaskedCodes,
     "context_prompt": ContextPromptLoss,
     "prompt_transfer": PromptTransfer,
+    "mmrl": MmrlLoss,
     "restored_codes": RestoredCodes,
     "next_x": NextXLoss,
     "any_order": AnyOrderLoss,

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from unimodal.config import Config
 from unimodal.model.attention import Packing
+from unimodal.model.blocks import find_decoder_blocks
 from unimodal.objectives.objective import LossParts, Objective, number_documents, run_decoder
-from unimodal.objectives.states import BlockStates, find_decoder_blocks
+from unimodal.objectives.states import BlockStates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,8 @@ from unimodal.corpus.record_cache import KEY_BYTES, RecordCache
 from unimodal.model.adapter_files import LORA_FILE, ROWS_FILE
 from unimodal.model.attention import set_attention
 from unimodal.model.base import load_base
-from unimodal.model.soft_prompt import WEIGHTS_PATH, find_soft_prompt, list_prompt_ids, read_soft_prompt
+from unimodal.model.prompt_files import WEIGHTS_PATH, read_soft_prompt
+from unimodal.model.soft_prompt import find_soft_prompt, list_prompt_ids
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.objectives.any_order import AnyOrderConfig, AnyOrderLoss
@@ -25,6 +26,7 @@ from unimodal.objectives.distillation.student import DistillationConfig, Teacher
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.masked_codes import MaskedCodeConfig, MaskedCodes
+from unimodal.objectives.mmrl import MmrlConfig, MmrlLoss
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.next_x import NextXConfig, NextXLoss
 from unimodal.objectives.objective import Objective
@@ -121,6 +123,8 @@ def _make_main(
         return RestoredCodes(model, vocabulary, loss, own)
     if isinstance(own, ContextLossConfig):
         return ContextPromptLoss(model, vocabulary, loss, own)
+    if isinstance(own, MmrlConfig):
+        return MmrlLoss(model, vocabulary, loss, own)
     if isinstance(own, PromptTransferConfig):
         if own.kind == "panda":
             places = [own.source, *([own.target] if own.target is not None else [])]

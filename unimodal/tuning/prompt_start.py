@@ -6,7 +6,7 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.data.datasets import DatasetConfig
 from unimodal.model.context_prompt import Context, join_examples
-from unimodal.model.soft_prompt import PromptSettings
+from unimodal.model.prompt_settings import PromptSettings
 from unimodal.sequence.templates.own import Template
 
 

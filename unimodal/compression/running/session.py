@@ -11,6 +11,8 @@ from unimodal.compression.running.contracts import CacheMethod, OpenMethod, Toke
 from unimodal.compression.running.executor import PlanExecutor
 from unimodal.compression.running.reading import InputReader, VocabularyReader
 from unimodal.compression.vision_language.reader import find_reader
+from unimodal.model.feature_rows import FeatureRows
+from unimodal.model.soft_prompt import PromptedEmbedding
 from unimodal.vocabulary import Vocabulary
 
 
@@ -54,6 +56,7 @@ class CompressionSession:
             self.backbone, self.reader = found.backbone, found
         else:
             self.backbone, own = find_decoder(target, vocabulary)
+            _check_prompt(self.backbone)
             self.reader = VocabularyReader(own)
         self._open = OpenMethod(method, self.backbone, find_head(target))
 
@@ -85,6 +88,17 @@ class CompressionSession:
 
     def __exit__(self, *_: object) -> None:
         self._executor.close(self._open)
+
+
+def _check_prompt(backbone: nn.Module) -> None:
+    table = backbone.get_input_embeddings()  # type: ignore[operator]  # of transformers
+    while isinstance(table, FeatureRows):
+        table = table.base
+    if isinstance(table, PromptedEmbedding) and table.prompt.first_layer is not None:
+        raise ValueError(
+            "this model's soft prompt has states of its own in the layers, and compression moves the tokens that these "
+            "belong to; use it without compression"
+        )
 
 
 def find_head(target: CompressionTarget) -> nn.Module | None:

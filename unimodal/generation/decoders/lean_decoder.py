@@ -98,6 +98,15 @@ class LeanDecoder:
     def count_read(self, stream: int) -> int:
         return self.streams[stream].length
 
+    def convert(self, held: Tensor) -> StreamCache:
+        """Keys and values [L, 2, K, N, W] of the first N tokens of a stream, as this decoder keeps them."""
+        cached = CachedStreams(self.layers)
+        stream = cached.add()
+        view = cached.make_view([stream], held.shape[3])
+        for number, (keys, values) in enumerate(held):
+            view.write(number, keys[None], values[None])
+        return cached.export(stream)
+
     # ---- prompts
 
     def _join(
@@ -249,6 +258,11 @@ class LeanDecoder:
         """Append tokens, not as many to each stream; return the state [E] of the last token of each."""
         states: dict[int, Tensor] = {}
         begin, longest = 0, max(map(len, texts))
+        table = self.layers.prompted
+        if table is not None and table.prompt.first_layer is not None:
+            given = [stream.length >= len(table.prompt) or text[0] not in table.prompt.ids
+                     for stream, text in zip(streams, texts, strict=True)]  # fmt: skip
+            assert all(given), "a prompt with states in the layers is given as a prefix (prompt_cache.py)"
         self.num_read += sum(map(len, texts))
         piece = longest
         if self.layers.base.has_windows:

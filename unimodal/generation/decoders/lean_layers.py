@@ -24,6 +24,7 @@ from unimodal.generation.decoders.base_table import LayerParts, read_base
 from unimodal.generation.decoders.kv_cache import KeyValueCache
 from unimodal.generation.decoders.step_view import StepView
 from unimodal.model.depth_decoder import embed_positions
+from unimodal.model.soft_prompt import find_prompted_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,6 +66,7 @@ class LeanLayers:
     def __init__(self, model: PreTrainedModel, kv: str = "model", rings: bool = True) -> None:
         self.base = read_base(model)
         self.table: nn.Module = model.get_input_embeddings()
+        self.prompted = find_prompted_table(model)
         self.backbone: nn.Module = model.get_decoder()
         self.num_heads, self.num_kv_heads = self.base.num_heads, self.base.num_kv_heads
         self.width = self.base.head_width

@@ -63,6 +63,12 @@ class LeanSlots(LeanDecoder):
         """How many tokens of a prompt are held already, by other rows or by `read_ahead`."""
         return self._find_beginnings([tuple(prompt)], [None])[0][1]
 
+    def begin(self, prefix: CachedPrefix, prompt: Sequence[Position]) -> None:
+        """Hold a beginning of a prompt that was read elsewhere, unless as much of it is held."""
+        num = prefix.num_tokens
+        if self.count_begun(prompt) < num:
+            self.begun.append(self.cached.import_cache(prefix.cache, num, prompt[:num]))
+
     def read_ahead(self, prompt: Sequence[Position], pad_id: int, end: int) -> None:
         """Read the tokens of a prompt up to ``end`` where its row will find them."""
         [(source, num)] = self._find_beginnings([tuple(prompt)], [None])

@@ -51,7 +51,8 @@ class CtcVerifier:
         engine.refresh_head()
         classes = engine.head.select(((0, num_text), (self.blank, self.blank + 1)))
         begun = [[*engine.prompt_ids, *row] for row in ids[:, :1].tolist()]
-        first = engine.decoder.prefill(begun, engine.pad_id, len(begun[0]) + ids.shape[1])[:, None]
+        room, prefixes = len(begun[0]) + ids.shape[1], engine.parts.begin_streams(len(begun))
+        first = engine.decoder.prefill(begun, engine.pad_id, room, prefixes)[:, None]
         hidden = torch.cat([first, engine.decoder.step(ids[:, 1:].to(engine.device), every=True)], 1)
         is_code = (ids >= self.codes.start) & (ids < self.codes.stop)
         read = []

@@ -34,7 +34,8 @@ from unimodal.tokenizers.stored import TokenizerConfig
 class CoMEVLConfig(TokenizerConfig):
     """first, second: the encoders; fused tokens stand at the first one's patches. first_layers, second_layers: which of
     their layers, from 0; None: all. hidden: W. reach: how far a query sees, None: everywhere. pool: neighbours that are
-    averaged in each direction. dropout: within the gated MLP."""
+    averaged in each direction. dropout: within the gated MLP. orthogonal: how a matrix becomes orthogonal; `cayley` is
+    faster, and leaves out those that turn something by exactly half a circle."""
 
     family: Literal["come_vl"] = "come_vl"
     width: int = Field(ge=1)
@@ -47,15 +48,18 @@ class CoMEVLConfig(TokenizerConfig):
     reach: float | None = Field(default=0.25, gt=0)
     pool: int = Field(default=1, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    orthogonal: Literal["matrix_exp", "cayley"] = "matrix_exp"
 
 
 class LayerMix(nn.Module):
     """Some layers of an encoder as one map of features, through orthogonal matrices."""
 
-    def __init__(self, width: int, num_layers: int) -> None:
+    def __init__(self, width: int, num_layers: int, orthogonal_map: str = "matrix_exp") -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.each, self.last = (orthogonal(nn.Linear(width, width, bias=False)) for _ in range(2))
+        self.each, self.last = (
+            orthogonal(nn.Linear(width, width, bias=False), orthogonal_map=orthogonal_map) for _ in range(2)
+        )
         self.weights = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, layers: Tensor) -> Tensor:
@@ -156,7 +160,7 @@ class CoMEVLReader(MediaReader):
             )
         )  # fmt: skip
         self.mix_first, self.mix_second = (
-            LayerMix(encoder.width, len(chosen))
+            LayerMix(encoder.width, len(chosen), config.orthogonal)
             for encoder, chosen in zip((self.first, self.second), self.layers, strict=True)
         )
         self.gated = GatedMlp(self.second.width, config.dropout)
