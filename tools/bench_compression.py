@@ -5,14 +5,15 @@
     python tools/bench_compression.py write --rows bench_rows --out docs/compression_bench.md
 
 `measure` keeps a file for every row (a method, a share, a seed and a medium) in a folder of the model's name, with the
-score of each question, and goes on with those that are missing: the baselines and the shares in the middle come first.
-Random pruning has five seeds. Media are `picture`, `clip`, `speech`, `seen_clip` (clips that were trained on, since few
-were not), and of scenes that have several questions each `scene`, where every question is asked with the picture, and
-`later`, where it comes behind the first one's turn (`several_questions.py`). `time` reads prompts of 512 codes by the
-whole model and by a method in turns, so that a busy machine slows both, and counts the peak of held memory, scoring
-included, and what the cache holds. `write` makes for every model the table of what is there, its verdicts and a plot.
-An interval is 95% over questions, or over pictures where several are about one, by the bootstrap; the change against
-the whole model is paired, question by question, and a method is below it where the interval is.
+score of each question, and goes on with those that are missing (released models' are in docs/comparison/compression):
+the baselines and the shares in the middle come first. Random pruning has five seeds. Media are `picture`, `clip`,
+`speech`, `seen_clip` (clips that were trained on, since few were not), and of scenes that have several questions each
+`scene`, where every question is asked with the picture, and `later`, where it comes behind the first one's turn
+(`several_questions.py`). `time` reads prompts of 512 codes by the whole model and by a method in turns, so that a busy
+machine slows both, and counts the peak of held memory, scoring included, and what the cache holds. `write` makes for
+every model the table of what is there, its verdicts and a plot. An interval is 95% over questions, or over pictures
+where several are about one, by the bootstrap; the change against the whole model is paired, question by question, and a
+method is below it where the interval is.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from unimodal.evaluation.several_questions import SeveralQuestions
 from unimodal.files import read_json_as, write_json, write_text_atomically
 from unimodal.pipeline import Unimodal, load
 from unimodal.pipeline.compression import compress
+from unimodal.training.identity import hash_weights
 
 WHOLE, BLIND = "whole model", "blind"
 MEDIA = ("picture", "clip", "speech")
@@ -124,16 +126,22 @@ def ask_about(model: Unimodal, data: Path, medium: str, number: int, seed: int) 
     return ask_about_speech(model, Speech.load(data), number, seed)
 
 
-def make_folder(asked: argparse.Namespace) -> Path:
-    """The folder of the model's rows, which is made."""
+def make_folder(model: Unimodal, asked: argparse.Namespace) -> Path:
+    """The folder of the model's rows, which is made. ValueError if its rows are of other weights or questions."""
     folder = Path(asked.rows, Path(asked.model).name)
     folder.mkdir(parents=True, exist_ok=True)
+    told = folder / "measured.txt"
+    own = f"weights {hash_weights(model.engine.model)}, {asked.questions} questions, seed {asked.seed}\n"
+    if told.is_file() and told.read_text("utf-8") != own:
+        raise ValueError(f"the rows in {folder} are of {told.read_text('utf-8').strip()}, not of {own.strip()}; "
+                         "name another folder for --rows")  # fmt: skip
+    write_text_atomically(told, own)
     return folder
 
 
 def measure(model: Unimodal, asked: argparse.Namespace) -> None:
     """Measure every row that is missing."""
-    rows = make_folder(asked)
+    rows = make_folder(model, asked)
     questions: dict[str, Questions | SeveralQuestions] = {}
     for method, keep, own in list_configs(asked.methods, asked.keeps):
         for medium in asked.media:
@@ -170,7 +178,7 @@ def score(
 def measure_time(model: Unimodal, asked: argparse.Namespace) -> None:
     """Measure the times and the memory of every method and share that has none yet; of the whole model beside itself,
     too."""
-    rows = make_folder(asked)
+    rows = make_folder(model, asked)
     prompts = None
     for method, keep, own in list_configs(asked.methods, asked.keeps):
         path = rows / f"times_{method.replace(' ', '-')}_{keep:g}.json"

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tools import bench_compression as bench
 from unimodal.evaluation.compression_timing import FirstToken
@@ -117,8 +118,9 @@ def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch, asked):
     monkeypatch.setattr(bench, "open_config", lambda *config: bench.nullcontext())
     monkeypatch.setattr(bench, "answer_questions", lambda *_: told.append("with") or [0, 1, 9])
     monkeypatch.setattr(bench, "answer_blindly", lambda *_: told.append("blind") or [9, 9, 2])
+    model = SimpleNamespace(engine=SimpleNamespace(model=torch.nn.Linear(2, 2)))
     for _ in range(2):
-        bench.measure(None, asked)
+        bench.measure(model, asked)
     assert told == ["with", "later", "blind", "several blind", "with", "later"]
     assert read_json_as(bench.Row, tmp_path / "tiny" / bench.name_row(bench.WHOLE, 1.0, 0, "picture")).scores == [
         1,
@@ -127,6 +129,9 @@ def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch, asked):
     ]
     later = read_json_as(bench.Row, tmp_path / "tiny" / bench.name_row("stride", 0.5, 0, "later"))
     assert later.scores == [1, 1, 0] and later.groups == [0, 0, 1]
+    torch.nn.init.zeros_(model.engine.model.weight)
+    with pytest.raises(ValueError, match="rows in .*tiny are of weights .* not of weights .*; name another folder"):
+        bench.measure(model, asked)
 
 
 def test_every_method_and_five_seeds_of_random_pruning_are_listed():
