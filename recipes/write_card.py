@@ -126,16 +126,14 @@ takes longer over them (`tools/bench_attention.py --kernels`).
 
 COMPRESSION = """Token compression, {questions} questions of each medium; the whole table is
 [report_compression_compression.md](report_compression_compression.md), the plot
-[report_compression_compression.svg](report_compression_compression.svg):
+[report_compression_compression.svg](report_compression_compression.svg), more questions and times
+in turns in [docs/compression_bench.md](../../docs/compression_bench.md):
 
 {verdicts}
 
 ```bash
 unimodal evaluate --suite compression --model {folder} --limit {questions} --out {folder}/report_compression.json
 ```
-
-More questions, with intervals and times in turns with the whole model:
-[docs/compression_bench.md](../../docs/compression_bench.md).
 """
 
 LIMITS = """
