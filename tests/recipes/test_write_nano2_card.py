@@ -9,7 +9,16 @@ import pytest
 
 from tests.commands import ROOT
 
-FILES = ("README.md", "config.json", "recipe.json", "curve.json", "milestones.json", "report.json", "report_more.json")
+FILES = (
+    "README.md",
+    "config.json",
+    "recipe.json",
+    "curve.json",
+    "milestones.json",
+    "report.json",
+    "report_drawing.json",
+    "report_more.json",
+)
 
 
 @pytest.fixture
@@ -42,8 +51,8 @@ def test_a_later_part_has_a_column_and_losses_of_its_own(tmp_path, write_card):
     metrics.write_text("".join(json.dumps({"step": step, "loss_text": 0.5}) + "\n" for step in (50, 100)))
     card = write_card(f"metrics=[{metrics}]", "more=true")
     per_step = record["config"]["tokens_per_step"]
-    grown = [line for line in card.splitlines() if line.startswith("| picture → name, seen concepts")]
-    assert f"{(reached + 100) * per_step / 1e6:.1f} M tokens |" in card
+    grown = [line for line in card.splitlines() if line.startswith("| picture → name | seen concepts")]
+    assert f"| after {reached * per_step / 1e6:.1f} M tokens | measured |" in card
     assert (
         len(grown) == 1
         and "99.9%" in grown[0]
