@@ -154,17 +154,17 @@ class _CutRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, table: Tensor, ends: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
-        ctx.ends = ends
-        ctx.save_for_backward(table)
+        ctx.ends, ctx.size = ends, table.shape
         ctx.set_materialize_grads(False)
         return tuple(table[first:behind] for first, behind in ends)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor, None]:
-        total = torch.zeros_like(ctx.saved_tensors[0])
+    def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        total: Tensor | None = None
         for (first, behind), gradient in zip(ctx.ends, gradients, strict=True):
             if gradient is not None:
+                total = gradient.new_zeros(ctx.size) if total is None else total
                 total[first:behind] += gradient
         return total, None
 
