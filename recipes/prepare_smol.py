@@ -28,6 +28,7 @@ from unimodal.data.tokenized import collect_hashes
 from unimodal.files import write_text_atomically
 from unimodal.model.base import SMOLLM2, LoadedBase, load_base
 from unimodal.sequence.document import Document, Turn
+from unimodal.sequence.short_pictures import find_last_rows, leave_out
 from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.command import run_recipe
@@ -56,7 +57,9 @@ class SmolData(Config):
     out: Path = Path("data/prepared/smol")
     balance: float = 0.5  # 0: every item equally often, 1: every group of concepts
     seed: int = 0
-    max_speech_codes: int = 110  # longer utterances are left out (31.25 codes a second)
+    max_speech_codes: int = 110  # longer utterances are left out (31.25 codes a second; 56.25 of nano 2's tokenizer)
+    #: share of the pictures to be named that are shown by their first codes alone (unimodal/sequence/short_pictures.py)
+    short_pictures: float = 0.0
     answers: int = 800  # questions that the base answers
     answer_tokens: int = 48
     batch: int = 16
@@ -146,10 +149,16 @@ def make_text_documents(cfg: SmolData, base: LoadedBase, labels: Sequence[str]) 
 
 
 def write(cfg: SmolData, template: Template, name: str, documents: list[Document]) -> None:
-    def make(number: int) -> Rendered:
-        return template.render(documents[number])
+    short = cfg.short_pictures if name == "image_to_name" else 0.0
+    last_rows = find_last_rows(template.vocabulary) if short else range(0)
 
-    record = {"seed": cfg.seed, "balance": cfg.balance, "source": name}
+    def make(number: int) -> Rendered:
+        rendered = template.render(documents[number])
+        return (
+            leave_out(rendered, last_rows) if make_generator(cfg.seed, "shorten", number).random() < short else rendered
+        )
+
+    record = {"seed": cfg.seed, "balance": cfg.balance, "source": name, "short_pictures": short}
     hashes = collect_hashes(template.vocabulary)
     shards = write_token_shards(cfg.out / name, make, len(documents), template.vocabulary.size, hashes, record)
     assert shards is not None

@@ -38,10 +38,16 @@ from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, count_parameters
 from unimodal.model.structured_rows import add_structure, load_rows, remove_structure
 from unimodal.model_folder.layout import locate_tokenizer
-from unimodal.objectives.ctc import compute_ctc_loss, find_spoken_answers, find_spoken_requests
+from unimodal.objectives.ctc import (
+    compute_ctc_loss,
+    find_spoken_answers,
+    find_spoken_block,
+    find_spoken_requests,
+)
 from unimodal.objectives.next_token import HeadGroups, compute_cross_entropy, shift_labels
 from unimodal.sequence.packing import PackedBatch
-from unimodal.sequence.templates.own import IGNORE, Rendered, Template
+from unimodal.sequence.short_pictures import find_last_rows, leave_out
+from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.tokenizers import MediaTokenizer
@@ -131,20 +137,6 @@ class Documents:
         return rendered
 
 
-def find_last_rows(vocabulary: Vocabulary) -> range:
-    """The rows of the last segment of a picture. Raises ValueError where no other has codes of another book."""
-    *first, last = [segment.block for segment in vocabulary.get_layout("image").segments]
-    if not first or last in first:
-        raise ValueError("short_pictures needs pictures whose last codes have a codebook of their own; drop it")
-    return vocabulary.get_block_range(last)
-
-
-def leave_out(document: Rendered, rows: range) -> Rendered:
-    """The document without the tokens of these rows that nothing is learnt of."""
-    kept = (document.labels != IGNORE) | (document.ids < rows.start) | (document.ids >= rows.stop)
-    return Rendered(document.ids[kept], document.labels[kept], document.modality[kept])
-
-
 def collect_row_features(vocabulary: Vocabulary, tokenizers: Mapping[str, MediaTokenizer]) -> dict[range, Tensor]:
     """The features that rows of media begin with: prototypes, thumbnails and levels, by block."""
     found = {block.rows: describe_codes(tokenizers[block.modality], block) for block in vocabulary.blocks}
@@ -186,13 +178,6 @@ def open_tokenizers(cfg: NanoRecipe) -> dict[str, MediaTokenizer]:
             # clips come later; their rows are laid out now
             found["video"] = VideoTokenizer(VideoTokenizerConfig(image_size=image.picture_size[0]), image)
     return found
-
-
-def find_spoken_block(vocabulary: Vocabulary, name: str = "") -> range:
-    """The rows of the codes that say what is spoken: of the block of this name, or of the first one of any length."""
-    segments = vocabulary.get_layout("audio").segments
-    free = [segment.block for segment in segments if segment.count is None]
-    return vocabulary.get_block_range(name or (free or [segments[0].block])[0])
 
 
 def map_codes_to_words(
@@ -379,7 +364,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
                 utterances["ctc_speaking"] = (cfg.speaking_ctc_weight, said)
             numbers = {f"loss_{name}": part / count for name, (part, count) in result.per_block.items() if count}
             for name, (weight, read) in utterances.items():
-                reading = compute_ctc_loss(hidden.last_hidden_state, embedding.weight[classes], read)
+                reading = compute_ctc_loss(hidden.last_hidden_state, [embedding.weight[classes]], read)
                 if reading is not None:
                     total = total + weight * reading
                     numbers[name] = float(reading.detach())

@@ -32,6 +32,7 @@ from unimodal.objectives.restored_codes import RestoredCodeConfig, RestoredCodes
 from unimodal.objectives.row_prior import RowPriorConfig
 from unimodal.objectives.sinks import SinkConfig
 from unimodal.objectives.token_unify import TokenUnify, TokenUnifyConfig
+from unimodal.objectives.transcript import TranscriptConfig
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
 
 NEXT_TOKEN = "next_token"
@@ -54,6 +55,8 @@ class ObjectiveConfig(Config):
     any_order: AnyOrderConfig | None = None
     parallel_copies: ParallelCopyConfig | None = None
     token_unify: TokenUnifyConfig | None = None
+    #: added to next-token training
+    transcript: TranscriptConfig | None = None
     #: added to any of them
     row_prior: RowPriorConfig | None = None
     sinks: SinkConfig | None = None

@@ -39,6 +39,7 @@ from unimodal.objectives.restored_codes import RestoredCodeConfig, RestoredCodes
 from unimodal.objectives.row_prior import RowPrior
 from unimodal.objectives.sinks import SinkDecorrelation
 from unimodal.objectives.token_unify import TokenUnify, TokenUnifyConfig
+from unimodal.objectives.transcript import TranscriptReading
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
 from unimodal.sequence.templates.own import TEXT_PREFIX, Template
 from unimodal.text.tokenizer import TextTokenizer, TokenizerData
@@ -83,14 +84,18 @@ def make_objective(
     Raises ValueError for settings that do not go together, and for a folder that cannot be used.
     """
     prompt = find_soft_prompt(model)
-    plain = settings.own is None and settings.sinks is None and loss.keep_share == 1
+    plain = settings.own is settings.sinks is settings.transcript is None and loss.keep_share == 1
     if prompt is not None and prompt.private is not None and not plain:
         raise ValueError(
             "prompt.private hides documents whose losses depend on no other, those of plain next-token training; "
             "leave objective and loss.keep_share out"
         )
     main = _make_main(settings.own, loss, model, template, media)
-    made: nn.Module = main if settings.sinks is None else SinkDecorrelation(main, settings.sinks)
+    made: nn.Module = main
+    if settings.transcript is not None:
+        made = TranscriptReading(main, template.vocabulary, settings.transcript)
+    if settings.sinks is not None:
+        made = SinkDecorrelation(made, settings.sinks)
     return made if settings.row_prior is None else RowPrior(made, model, settings.row_prior)
 
 
