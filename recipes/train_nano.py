@@ -36,6 +36,7 @@ from unimodal.data.order import make_generator
 from unimodal.files import write_bytes_atomically, write_text_atomically
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, count_parameters
+from unimodal.model.few_levels import round_weights
 from unimodal.model.structured_rows import add_structure, load_rows, remove_structure
 from unimodal.model_folder.layout import locate_tokenizer
 from unimodal.objectives.ctc import (
@@ -249,18 +250,6 @@ def take_rows(fresh: Tensor, rows: Tensor, ours: Vocabulary, theirs: Vocabulary)
         if same is not None and same.size == block.size:
             fresh[block.start : block.start + block.size] = rows[same.start : same.start + same.size]
     return fresh
-
-
-def round_weights(weights: Tensor, levels: int) -> Tensor:
-    """Rounds to float16 and, with ``levels``, each row of a matrix to multiples -levels … levels of a power of two.
-
-    The file then compresses to less, in the history of a repository too.
-    """
-    if not levels or weights.ndim < 2:
-        return weights.half()
-    top = weights.float().abs().amax(dim=1, keepdim=True).clamp(min=2.0**-14)
-    step = torch.exp2(torch.ceil(torch.log2(top / levels)))
-    return ((weights.float() / step).round() * step).half()
 
 
 def save_decoder(model: PreTrainedModel, folder: Path, levels: int = 0) -> None:

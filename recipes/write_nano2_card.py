@@ -15,13 +15,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import BaseModel
 
 from unimodal.config import Config
+from unimodal.evaluation.card_table import ROWS, find, name_row, show, write_command
 from unimodal.evaluation.report import EvaluationReport
-from unimodal.evaluation.shares import find_interval
 from unimodal.files import read_json_as, write_json, write_text_atomically
 from unimodal.training.command import run_recipe
 
@@ -90,56 +89,6 @@ class Nano2Card(Config):
     more: bool = False
 
 
-class Row(NamedTuple):
-    """A row of the table: path is where its figure stands in the report."""
-
-    task: str
-    held_out: str
-    target: str
-    path: tuple[str, ...]
-
-
-ROWS = (
-    Row("picture → name", "seen concepts, unseen style", "≥ 85%", ("picture_naming", "seen")),
-    Row("picture → name", "unseen concepts, unseen style", "≥ 50%", ("picture_naming", "heldout")),
-    Row("text → picture, concept among the 5 nearest (lite2)", "new seeds", "≥ 85%", ("picture_variety", "among_5")),
-    Row("different drawings of ten seeds", "", "≥ 8", ("picture_variety", "different_of_10")),
-    Row("drawings within 25 dB of a training picture", "", "reported", ("picture_variety", "copies")),
-    *(
-        Row(f"scene → {what}", "combinations never seen", "≥ 80%", ("scene_reading", "combination", about))
-        for about, what in (
-            ("what", "name"), ("many", "count"), ("colour", "colour"), ("where", "place"), ("relation", "relation"),
-        )
-    ),
-    *(
-        Row(f"scene → {what}", "unseen style", "reported", ("scene_reading", "style", about))
-        for about, what in (("what", "name"), ("many", "count"), ("colour", "colour"), ("where", "place"))
-    ),
-    *(
-        Row(f"text → scene, {what} right", "combinations never seen", "≥ 70%", ("scene_drawing", "combination", about))
-        for about, what in (("many", "count"), ("colour", "colour"), ("where", "place"), ("what", "name"))
-    ),
-    Row("three turns about a picture, all right", "combinations never seen", "≥ 70%",
-        ("conversation", "combination", "all_right")),
-    Row("clip → name", "seen concepts", "≥ 95%", ("clip_naming", "seen")),
-    Row("clip → what moves", "combinations never seen", "≥ 80%", ("moving", "combination", "moves")),
-    Row("clip → how it moves", "combinations never seen", "reported", ("moving", "combination", "how")),
-    Row("text → clip, moves as asked", "combinations never seen", "reported", ("moving", "combination", "made")),
-    Row("note → instrument", "notes never heard of it", "≥ 60%", ("sound_naming", "note combination", "named")),
-    Row("effect → name", "recordings never heard", "≥ 60%", ("sound_naming", "effect sample", "named")),
-    Row("text → sound, among the 5 nearest", "held-out sounds", "reported", ("sound_naming", "made")),
-    *(
-        Row(f"speech → text, WER, {voice}", held_out, target, ("everyday_speech", voice, "wer"))
-        for voice, held_out, target in (
-            ("slt", "sentences of another source", "≤ 15%"), ("rms", "sentences of another source", "≤ 15%"),
-            ("awb", "the same, a voice never heard", "≤ 25%"), ("human", "a person, words and numbers", "≤ 40%"),
-        )
-    ),
-    Row("text → speech, Moonshine WER", "sentences of another source", "≤ 20%", ("everyday_speech", "speaking", "wer")),
-    Row("the same, DNSMOS", "", "≥ 2.9", ("everyday_speech", "speaking", "dnsmos")),
-)  # fmt: skip
-
-
 class Milestone(BaseModel):
     """What was measured after so many steps. measured: the row of the table → its figure."""
 
@@ -176,36 +125,6 @@ class DecoderSizes(BaseModel):
         """Of a Llama whose tables are tied and whose heads all have keys of their own."""
         a_layer = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
         return self.vocab_size * self.hidden_size + self.num_hidden_layers * a_layer + self.hidden_size
-
-
-def find(report: EvaluationReport, path: Sequence[str]) -> object:
-    value: object = report.suites
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def show(value: object) -> str | None:
-    """A figure with its interval and count, of any of the shapes that suites give; None for what is not there."""
-    if isinstance(value, int | float):
-        return f"{value:g}"
-    if not isinstance(value, dict):
-        return None
-    figures: dict[str, object] = value
-    if "mean" in figures:
-        return f"{figures['mean']} ± {figures['interval']}"
-    count = figures.get("count", figures.get("pictures", figures.get("clips")))
-    share = figures.get("percent", figures.get("right_percent"))
-    if not isinstance(share, int | float):
-        return None
-    low, high = figures.get("low"), figures.get("high")
-    if low is None and isinstance(count, int):
-        low, high = (round(100 * bound, 1) for bound in find_interval(share / 100, count))
-    return f"{share:.1f}% [{low}, {high}]" + (f", n = {count}" if count is not None else "")
-
-
-def name_row(row: Row) -> str:
-    return f"{row.task}, {row.held_out}"
 
 
 def make_table(milestones: Sequence[Milestone]) -> str:
@@ -251,14 +170,6 @@ def draw_curve(records: Sequence[Mapping[str, float]]) -> str:
         cells = (f"{record[name]:.2f}" if name in record else "" for name in LOSSES)
         lines.append(f"| {record['step']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def write_command(report: EvaluationReport, out: Path) -> str:
-    """The command that ran the suites of a report, as far as it tells."""
-    suites = [f"--suite {name}" for name in report.suites]
-    lines = [" ".join(suites[at : at + 4]) for at in range(0, len(suites), 4)]
-    limit = f"--limit {report.limit} " if report.limit is not None else ""
-    return "unimodal evaluate " + " \\\n    ".join([*lines, f"--model {out.parent} {limit}--out {out}"])
 
 
 def run(cfg: Nano2Card, dry_run: bool) -> None:

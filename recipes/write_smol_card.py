@@ -1,21 +1,22 @@
 """Writes the model card of smol from its evaluation report and its training record; no figure comes from memory.
 
-    python recipes/write_smol_card.py [--set model=model_cards/smol]
+    python recipes/write_smol_card.py [recipes/configs/smol2_card.yaml] [--set model=model_cards/smol]
 
-Reads ``report.json`` and ``report_speech.json`` (the commands are in the card), ``training.json`` and the adapter's own
-files.
+Reads ``report.json``, ``report_speech.json`` and what other ``report_….json`` lie there (the commands are in the card),
+``training.json`` and the adapter's own files.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from unimodal.config import Config
+from unimodal.evaluation.card_table import ROWS, find, show, write_command
 from unimodal.evaluation.report import EvaluationReport
 from unimodal.files import read_json_as, write_text_atomically
 from unimodal.training.command import run_recipe
@@ -30,35 +31,28 @@ base_model_relation: adapter
 tags: [unimodal, lora, image-to-text, text-to-image, text-to-speech, automatic-speech-recognition]
 ---
 
-# unimodal smol
+# unimodal {title}
 
 {base} (135 M parameters, frozen) with LoRA of rank {rank} on its linear layers and {rows:,} new rows for the codes of
 pictures, clips and speech: {trained:.1f} M trained parameters, {mib:.0f} MiB in all with the media tokenizers of
-[nano](../nano). The base is not copied; it is loaded by its name and checked by a hash.
+[{media}](../{media}). The base is not copied; it is loaded by its name and checked by a hash.
 
-**Trained on two shared CPU cores for {hours:.1f} hours: {steps} steps, {tokens:,} tokens.** A beginning: it shows
-that the recipe works on a real language model and what such a model keeps of its text. It names pictures and clips,
-since the rows of the codes that mean something begin as their words; drawing and speech need far more. On a GPU the
-same command with more steps goes on (`recipes/configs/smol.yaml`).
+**Trained on two shared CPU cores for {hours:.1f} hours: {steps} steps, {tokens:,} tokens.** {about} On a GPU the
+same command with more steps goes on (`{recipe}`).
 
 ```bash
-unimodal chat --model model_cards/smol "What is the capital of France?"
-unimodal chat --model model_cards/smol --image model_cards/nano/samples/picture.png
-unimodal generate "a red apple" --to image --out apple.png --model model_cards/smol
+unimodal chat --model {folder} "What is the capital of France?"
+unimodal chat --model {folder} --image model_cards/{media}/samples/picture.png
+unimodal generate "a red apple" --to image --out apple.png --model {folder}
 ```
 
 ## Results
 
 ```bash
-unimodal evaluate {suites} \\
-    --model {folder} --limit {limit} --out {folder}/report.json
-unimodal evaluate {speech_suites} \\
-    --model {folder} --limit {speech_limit} --out {folder}/report_speech.json
-python recipes/write_smol_card.py
+{commands}
+{write}
 ```
 
-| task | held out | measured |
-|---|---|---|
 {table}
 What the base still knows: perplexity of text that no corpus of ours holds (definitions of words that are left out
 whole, and one novel of six), before and after, over the text rows that both models have. A ratio below 1 is no wonder:
@@ -74,28 +68,28 @@ Greedy answers of the tuned model to questions that are not in its corpus:
 ## How it was made
 
 ```bash
-python tools/fetch_data.py --set all            # and the preparation of `make nano`, up to recipes/encode_media.py
-python recipes/prepare_smol.py                  # the corpus as token shards
-python recipes/finetune_lora.py recipes/configs/smol.yaml
-python recipes/assemble_smol.py
+{data}
+{corpus}
+python recipes/finetune_lora.py {recipe}
+{assemble}
 ```
 
 New rows begin as words where a code has a name (concept prototypes, looks of training pictures) and as projected
 codebook vectors elsewhere; rows of a block share what they learn (`share_rows`). The mixture holds what the base itself
 answers to everyday questions, definitions of WordNet and pages of five novels by Jane Austen, so that it forgets
-little. LoRA is stored in half precision, the new rows in 8 bits with a scale for each row; the figures are of the
+little. {stored}; the figures are of the
 stored weights. Settings: `recipe.yaml`; steps, losses and the corpus's hashes: `training.json`.
 
 ## Data and licences
 
-Pictures, clips and speech are those of [nano](../nano) (its card names each source and licence). Text: WordNet 3.0
-(WordNet licence), novels by Jane Austen from Debian `r-cran-janeaustenr` (public domain), and answers of
+Pictures, clips and speech are those of [{media}](../{media}) (its card names each source and licence). Text: WordNet
+3.0 (WordNet licence), novels by Jane Austen from Debian `r-cran-janeaustenr` (public domain), and answers of
 {base} (Apache-2.0) to questions of our own.
 
 ## Limits
 
 64×64 emoji and clip art, no photographs. Short English only. It repeats what its small base believes, and that is
-often wrong. What it draws, writes down and says is not usable yet: see the figures.
+often wrong. {limits}
 """
 
 
@@ -131,8 +125,26 @@ The first line of the table is its command; `trl` has to be installed for it.
 """
 
 
+ABOUT = """A beginning: it shows
+that the recipe works on a real language model and what such a model keeps of its text. It names pictures and clips,
+since the rows of the codes that mean something begin as their words; drawing and speech need far more."""
+DATA = (
+    """python tools/fetch_data.py --set all            # and what `make nano` prepares, up to recipes/encode_media.py"""
+)
+
+
 class SmolCard(Config):
     model: Path = Path("model_cards/smol")
+    media: str = "nano"  # the model whose tokenizers it has
+    about: str = ABOUT
+    limits: str = "What it draws, writes down and says is not usable yet: see the figures."
+    stored: str = "LoRA is stored in half precision, the new rows in 8 bits with a scale for each row"
+    data: str = DATA
+    corpus: str = "python recipes/prepare_smol.py                  # the corpus as token shards"
+    recipe: str = "recipes/configs/smol.yaml"
+    assemble: str = "python recipes/assemble_smol.py"
+    #: the figures that have a target, by suite and group: the table then has the intervals of every figure
+    targets: dict[str, str] = {}
 
 
 class TrainingRecord(BaseModel):
@@ -164,13 +176,16 @@ class Answer(BaseModel):
     answer: str
 
 
-def name_suites(report: EvaluationReport) -> str:
-    return " ".join(f"--suite {name}" for name in report.suites)
+def list_reports(folder: Path) -> list[Path]:
+    """`report.json`, which has to be there, and the others. Raises ValueError without it."""
+    if not (folder / "report.json").is_file():
+        raise ValueError(f"{folder} has no report.json; make it with `unimodal evaluate`")
+    return [folder / "report.json", *sorted(folder.glob("report_*.json"))]
 
 
 def make_table(report: EvaluationReport) -> str:
     """One line for each figure; what was not run is left out."""
-    rows = []
+    rows = ["| task | held out | measured |\n|---|---|---|\n"]
 
     def add(task: str, held: str, *path: str) -> None:
         value = report.find_figure(*path)
@@ -188,13 +203,21 @@ def make_table(report: EvaluationReport) -> str:
     return "".join(rows)
 
 
+def make_table_with_targets(report: EvaluationReport, targets: Mapping[str, str]) -> str:
+    """One line for each figure that a card shows, with its interval, and its target where it has one."""
+    lines = ["| task | held out | target | measured |\n|---|---|---|---|\n"]
+    for row in ROWS:
+        if found := show(find(report, row.path)):
+            lines.append(f"| {row.task} | {row.held_out} | {targets.get('.'.join(row.path), '')} | {found} |\n")
+    return "".join(lines)
+
+
 def run(cfg: SmolCard, dry_run: bool) -> None:
     from safetensors import safe_open
 
     folder = cfg.model
-    report = read_json_as(EvaluationReport, folder / "report.json")
-    speech = read_json_as(EvaluationReport, folder / "report_speech.json")
-    both = replace(report, suites=report.suites | speech.suites)
+    parts = {path: read_json_as(EvaluationReport, path) for path in list_reports(folder)}
+    both = EvaluationReport(suites={name: found for part in parts.values() for name, found in part.suites.items()})
     training = read_json_as(TrainingRecord, folder / "training.json")
     base = read_json_as(BaseRecord, folder / "base.json").base
     settings = SettingsRecord.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text()))
@@ -203,7 +226,7 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
         with safe_open(path, "np") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 shape = tensors.get_slice(name).get_shape()
-                if not name.endswith("_scale"):
+                if not name.endswith(("_scale", "_features", "_table")):
                     trained += shape[0] * shape[1]
                 rows = shape[0] if name == "input" else rows
     if dry_run:
@@ -223,9 +246,12 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
     text = CARD.format(
         speed=speed,
         base=base, rank=settings.lora.rank, rows=rows, trained=trained / 1e6, mib=size, hours=training.hours,
-        steps=training.steps, tokens=training.tokens, table=make_table(both), forgetting=forgetting,
-        answers=answers, suites=name_suites(report), folder=folder, limit=report.limit,
-        speech_suites=name_suites(speech), speech_limit=speech.limit,
+        steps=training.steps, tokens=training.tokens, forgetting=forgetting, answers=answers, folder=folder,
+        table=make_table_with_targets(both, cfg.targets) if cfg.targets else make_table(both),
+        commands="\n".join(write_command(part, path) for path, part in parts.items()),
+        title=folder.name, media=cfg.media, about=cfg.about, limits=cfg.limits, stored=cfg.stored, data=cfg.data,
+        corpus=cfg.corpus, recipe=cfg.recipe, assemble=cfg.assemble,
+        write="python recipes/write_smol_card.py" + (" recipes/configs/smol2_card.yaml" if cfg.targets else ""),
     )  # fmt: skip
     write_text_atomically(folder / "README.md", text)
     print(f"wrote {folder / 'README.md'}", file=sys.stderr)

@@ -130,8 +130,8 @@ def test_rows_in_8_bits_are_within_half_a_step_of_their_row(base_folder, tmp_pat
     vocabulary = vocabulary_for()
     model = train(build_model(base_folder("llama", tied), vocabulary, LORA), vocabulary)
     sizes = {}
-    for name, small in (("whole", False), ("small", True)):
-        save_adapter(tmp_path / name, model, str(base_folder("llama", tied)), vocabulary, rows_in_8_bits=small)
+    for name, levels in (("whole", 0), ("small", 127)):
+        save_adapter(tmp_path / name, model, str(base_folder("llama", tied)), vocabulary, row_levels=levels)
         sizes[name] = (tmp_path / name / "new_rows.safetensors").stat().st_size
     assert sizes["small"] < 0.5 * sizes["whole"]
     again, _ = load_adapter(tmp_path / "small")

@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny_bases import BASES, make_base
 from unimodal.model.lora import ADAPTER, LoraSettings, add_lora, find_lora_layers, make_peft_config, switch_lora
-from unimodal.model.lora_product import _Forward, multiply_adapted, speed_up_lora
+from unimodal.model.lora_product import _Forward, multiply_adapted, accelerate_lora
 
 NOISE = 0.05
 
@@ -122,4 +122,4 @@ def test_value_and_slope_of_one_layer(bias, shape):
 
 
 def test_nothing_is_sped_up_without_adapters():
-    assert speed_up_lora(make_base("llama", None), ADAPTER) == 0
+    assert accelerate_lora(make_base("llama", None), ADAPTER) == 0

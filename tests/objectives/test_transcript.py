@@ -1,4 +1,4 @@
-"""The transcript scored at the codes of the sound: its formula over a plain head, wherever documents lie, and training."""
+"""The transcript scored at the codes of the sound: its formula over a plain head, packed or not, and its training."""
 
 import pytest
 import torch

@@ -3,8 +3,8 @@
     base.json                   the base's name, rows and hash
     adapter_config.json         peft's, where there is LoRA
     adapter_model.safetensors   LoRA, in peft's own names
-    new_rows.safetensors        `input` [R, D] and, on an untied base, `output` [R, D]; int8 with `…_scale` [R, 1]
-                                where asked for
+    new_rows.safetensors        `input` [R, D] and, on an untied base, `output` [R, D]; in few levels where asked for
+                                (`few_levels.py`)
     depth_decoder.safetensors   of a vocabulary with summed positions
     continuous_media.safetensors   of a model that reads and writes vectors
     fourier_heads.safetensors   of a model whose ordered codes are scored so
@@ -35,6 +35,7 @@ from unimodal.model.adapter_files import (
 from unimodal.model.base import LoadedBase, Precision, hash_base, load_base
 from unimodal.model.continuous_media import attach_continuous_media, find_continuous_media
 from unimodal.model.depth_decoder import attach_depth_decoder, find_depth_decoder
+from unimodal.model.few_levels import pack_rows, unpack_rows
 from unimodal.model.fourier_head import attach_fourier_heads, find_fourier_heads
 from unimodal.model.lora import ADAPTER, add_lora, extract_lora_state, find_lora_layers, load_lora_state, merge_lora
 from unimodal.model.prompt_files import read_soft_prompt, save_soft_prompt
@@ -76,13 +77,14 @@ def save_adapter(
     base: str,
     vocabulary: Vocabulary,
     dtype: torch.dtype = torch.float32,
-    rows_in_8_bits: bool = False,
+    row_levels: int = 0,
+    features: Tensor | None = None,
 ) -> None:
     """Write the folder that `load_adapter` reads; every file appears whole or not at all.
 
-    base: the name that the base is loaded by. dtype: of the stored weights. rows_in_8_bits: store each new row as int8
-    times one scale (its largest value / 127), which takes a quarter of float32 and is off by at most half a percent of
-    the row's largest value.
+    base: the name that the base is loaded by. dtype: of the stored weights. row_levels: store each new row as so many
+    levels on either side of 0 times a scale of its own; 127, 8 bits, take a quarter of float32 and are off by at most
+    half a percent of the row's largest value. features: of the codes, [R, F], for `pack_rows`.
     """
     from safetensors.torch import save
 
@@ -100,7 +102,8 @@ def save_adapter(
         rows: dict[str, Tensor] = {}
         for side, table in get_new_rows(model).items():
             table = table.detach().float().cpu()
-            rows |= _round_to_8_bits(side, table) if rows_in_8_bits else {side: table.to(dtype).contiguous()}
+            plain = {side: table.to(dtype).contiguous()}
+            rows |= pack_rows(side, table, row_levels, features) if row_levels else plain
         write_bytes_atomically(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
     for beside in (find_depth_decoder(model), find_continuous_media(model), find_fourier_heads(model)):
         if beside is not None:
@@ -147,7 +150,7 @@ def load_adapter(
         )
     model.requires_grad_(False)
     if record.new_rows:
-        rows = _restore_from_8_bits(_read_tensors(folder / ROWS_FILE))
+        rows = unpack_rows(_read_tensors(folder / ROWS_FILE))
         expected = vocabulary.size - base.num_rows
         if len(rows["input"]) != expected:
             raise ValueError(f"{folder}: {len(rows['input'])} new rows but vocabulary.json has {expected}; {_AGAIN}")
@@ -174,21 +177,6 @@ def load_adapter(
     attach_continuous_media(model, folder, vocabulary, torch.float32)
     attach_fourier_heads(model, folder, vocabulary, torch.float32)
     return model.eval(), vocabulary
-
-
-def _round_to_8_bits(side: str, table: Tensor) -> dict[str, Tensor]:
-    """table [R, D] → int8 [R, D] and scale [R, 1]."""
-    scale = table.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-    return {side: (table / scale).round().to(torch.int8).contiguous(), f"{side}_scale": scale.contiguous()}
-
-
-def _restore_from_8_bits(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The rows [R, D] of each side, whether they are stored as int8 with a scale or as floats."""
-    sides = {name: rows[name] for name in rows if not name.endswith("_scale")}
-    return {
-        side: table.float() * rows[f"{side}_scale"] if f"{side}_scale" in rows else table
-        for side, table in sides.items()
-    }
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unimodal.config import Config
-from unimodal.model.lora_product import speed_up_lora
+from unimodal.model.lora_product import accelerate_lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -117,7 +117,7 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> nn.Module:
         if "lora_" in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    speed_up_lora(model, ADAPTER)
+    accelerate_lora(model, ADAPTER)
     return model
 
 

@@ -60,7 +60,7 @@ def multiply_adapted(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, 
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def speed_up_lora(model: nn.Module, adapter: str) -> int:
+def accelerate_lora(model: nn.Module, adapter: str) -> int:
     """Let the adapted layers of a model that can do so run `multiply_adapted`; → how many can.
 
     adapter: the name under which peft keeps them. A layer decides again at every call, so that adapters may be switched
