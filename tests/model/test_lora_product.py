@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny_bases import BASES, make_base
 from unimodal.model.lora import ADAPTER, LoraSettings, add_lora, find_lora_layers, make_peft_config, switch_lora
-from unimodal.model.lora_product import _Forward, multiply_adapted, accelerate_lora
+from unimodal.model.lora_product import _Forward, accelerate_lora, multiply_adapted
 
 NOISE = 0.05
 

@@ -10,7 +10,7 @@ from unimodal.evaluation.report import EvaluationReport
 from unimodal.evaluation.shares import find_interval
 
 
-class CardRow(NamedTuple):
+class Line(NamedTuple):
     """A row of the table: path is where its figure stands in the report."""
 
     task: str
@@ -20,43 +20,44 @@ class CardRow(NamedTuple):
 
 
 ROWS = (
-    CardRow("picture → name", "seen concepts, unseen style", "≥ 85%", ("picture_naming", "seen")),
-    CardRow("picture → name", "unseen concepts, unseen style", "≥ 50%", ("picture_naming", "heldout")),
-    CardRow("text → picture, concept among the 5 nearest (lite2)", "new seeds", "≥ 85%", ("picture_variety", "among_5")),
-    CardRow("different drawings of ten seeds", "", "≥ 8", ("picture_variety", "different_of_10")),
-    CardRow("drawings within 25 dB of a training picture", "", "reported", ("picture_variety", "copies")),
+    Line("picture → name", "seen concepts, unseen style", "≥ 85%", ("picture_naming", "seen")),
+    Line("picture → name", "unseen concepts, unseen style", "≥ 50%", ("picture_naming", "heldout")),
+    Line("text → picture, concept among the 5 nearest (lite2)", "new seeds", "≥ 85%", ("picture_variety", "among_5")),
+    Line("different drawings of ten seeds", "", "≥ 8", ("picture_variety", "different_of_10")),
+    Line("drawings within 25 dB of a training picture", "", "reported", ("picture_variety", "copies")),
     *(
-        CardRow(f"scene → {what}", "combinations never seen", "≥ 80%", ("scene_reading", "combination", about))
+        Line(f"scene → {what}", "combinations never seen", "≥ 80%", ("scene_reading", "combination", about))
         for about, what in (
             ("what", "name"), ("many", "count"), ("colour", "colour"), ("where", "place"), ("relation", "relation"),
         )
     ),
     *(
-        CardRow(f"scene → {what}", "unseen style", "reported", ("scene_reading", "style", about))
+        Line(f"scene → {what}", "unseen style", "reported", ("scene_reading", "style", about))
         for about, what in (("what", "name"), ("many", "count"), ("colour", "colour"), ("where", "place"))
     ),
     *(
-        CardRow(f"text → scene, {what} right", "combinations never seen", "≥ 70%", ("scene_drawing", "combination", about))
+        Line(f"text → scene, {what} right", "combinations never seen", "≥ 70%", ("scene_drawing", "combination", about))
         for about, what in (("many", "count"), ("colour", "colour"), ("where", "place"), ("what", "name"))
     ),
-    CardRow("three turns about a picture, all right", "combinations never seen", "≥ 70%",
+    Line("three turns about a picture, all right", "combinations never seen", "≥ 70%",
         ("conversation", "combination", "all_right")),
-    CardRow("clip → name", "seen concepts", "≥ 95%", ("clip_naming", "seen")),
-    CardRow("clip → what moves", "combinations never seen", "≥ 80%", ("moving", "combination", "moves")),
-    CardRow("clip → how it moves", "combinations never seen", "reported", ("moving", "combination", "how")),
-    CardRow("text → clip, moves as asked", "combinations never seen", "reported", ("moving", "combination", "made")),
-    CardRow("note → instrument", "notes never heard of it", "≥ 60%", ("sound_naming", "note combination", "named")),
-    CardRow("effect → name", "recordings never heard", "≥ 60%", ("sound_naming", "effect sample", "named")),
-    CardRow("text → sound, among the 5 nearest", "held-out sounds", "reported", ("sound_naming", "made")),
+    Line("clip → name", "seen concepts", "≥ 95%", ("clip_naming", "seen")),
+    Line("clip → what moves", "combinations never seen", "≥ 80%", ("moving", "combination", "moves")),
+    Line("clip → how it moves", "combinations never seen", "reported", ("moving", "combination", "how")),
+    Line("text → clip, moves as asked", "combinations never seen", "reported", ("moving", "combination", "made")),
+    Line("note → instrument", "notes never heard of it", "≥ 60%", ("sound_naming", "note combination", "named")),
+    Line("effect → name", "recordings never heard", "≥ 60%", ("sound_naming", "effect sample", "named")),
+    Line("text → sound, among the 5 nearest", "held-out sounds", "reported", ("sound_naming", "made")),
     *(
-        CardRow(f"speech → text, WER, {voice}", held_out, target, ("everyday_speech", voice, "wer"))
+        Line(f"speech → text, WER, {voice}", held_out, target, ("everyday_speech", voice, "wer"))
         for voice, held_out, target in (
             ("slt", "sentences of another source", "≤ 15%"), ("rms", "sentences of another source", "≤ 15%"),
             ("awb", "the same, a voice never heard", "≤ 25%"), ("human", "a person, words and numbers", "≤ 40%"),
         )
     ),
-    CardRow("text → speech, Moonshine WER", "sentences of another source", "≤ 20%", ("everyday_speech", "speaking", "wer")),
-    CardRow("the same, DNSMOS", "", "≥ 2.9", ("everyday_speech", "speaking", "dnsmos")),
+    Line("text → speech, Moonshine WER", "sentences of another source", "≤ 20%",
+        ("everyday_speech", "speaking", "wer")),
+    Line("the same, DNSMOS", "", "≥ 2.9", ("everyday_speech", "speaking", "dnsmos")),
 )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def show(value: object) -> str | None:
     return f"{share:.1f}% [{low}, {high}]" + (f", n = {count}" if count is not None else "")
 
 
-def name_row(row: CardRow) -> str:
+def name_row(row: Line) -> str:
     return f"{row.task}, {row.held_out}"
 
 
