@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIPER := $(VENV)-piper
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lowest study lint format nano nano2-data nano2-tokenizers nano2
+.PHONY: help demo test lowest study lint format nano nano2-data nano2-tokenizers nano2 smol2
 
 help:
 	@echo "make demo    install into $(VENV), run the tour with the nano model, say where its gallery lies"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint    ruff format --check, ruff check, mypy          make format    let ruff rewrite"
 	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation, card"
 	@echo "make nano2-data, then nano2-tokenizers, then nano2: its successor, in parts of half an hour, four hours and a day"
+	@echo "make smol2   behind them: SmolLM2-135M taught with the tokenizers of nano 2"
 
 demo: $(VENV)/.core
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -123,6 +124,26 @@ nano2: $(VENV)/.dev
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_end.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_more.yaml
 	$(BIN)/python recipes/assemble_nano.py recipes/configs/assemble_nano2.yaml
+	$(BIN)/unimodal evaluate --suite picture_naming --suite scene_reading --suite conversation --suite clip_naming \
+	  --suite picture_variety --suite moving --model model_cards/nano2 --out model_cards/nano2/report.json
+	$(BIN)/unimodal evaluate --suite sound_naming --suite everyday_speech --model model_cards/nano2 --limit 30 \
+	  --out model_cards/nano2/report_more.json
+	$(BIN)/python recipes/make_gallery.py --set model=model_cards/nano2
+	$(BIN)/python recipes/write_nano2_card.py \
+	  --set 'metrics=[data/runs/nano2/metrics.jsonl, data/runs/nano2_end/metrics.jsonl, data/runs/nano2_more/metrics.jsonl]'
+
+# Needs what `make nano2` encoded, and the tokenizers in model_cards/nano2.
+smol2: $(VENV)/.dev
+	$(BIN)/python tools/fetch_data.py --set models
+	$(BIN)/python recipes/prepare_smol.py recipes/configs/smol2_data.yaml
+	$(BIN)/python recipes/finetune_lora.py recipes/configs/smol2.yaml
+	$(BIN)/python recipes/assemble_smol.py recipes/configs/assemble_smol2.yaml
+	$(BIN)/unimodal evaluate --suite picture_naming --suite clip_naming --suite text_forgetting --suite scene_reading \
+	  --model model_cards/smol2 --limit 200 --out model_cards/smol2/report.json
+	$(BIN)/unimodal evaluate --suite picture_variety --model model_cards/smol2 --limit 40 --out model_cards/smol2/report_drawing.json
+	$(BIN)/unimodal evaluate --suite sound_naming --suite everyday_speech --model model_cards/smol2 --limit 20 \
+	  --out model_cards/smol2/report_speech.json
+	$(BIN)/python recipes/write_smol_card.py recipes/configs/smol2_card.yaml
 
 # Stamps: an installation is done again only when pyproject.toml changes.
 $(VENV)/.made:

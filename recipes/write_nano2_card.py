@@ -73,13 +73,21 @@ python recipes/write_nano2_card.py
 
 Shares are of held-out items, with 95% intervals; judges are no part of the model, and named in `report.json`.
 
-{table}
+{table}{gallery}
 ## What more training would bring
 
 Losses while it trained, in nats a token or code, each a mean over 20 steps; `ctc` is that of reading speech at its
 codes, in nats a piece of text.
 
 {curve}
+"""
+
+GALLERY = """
+![held-out pictures, the same after their codes, drawings, a clip](gallery.png)
+
+*Top to bottom: pictures of concepts that were never trained on, the same after their 64 codes, drawings asked for in
+words, the frames of a clip asked for in words; `gallery.json` names them. Seed 0, nothing is picked:
+`python recipes/make_gallery.py --set model={folder}`.*
 """
 
 
@@ -198,6 +206,7 @@ def run(cfg: Nano2Card, dry_run: bool) -> None:
         millions=sizes.count_parameters() / 1e6, rows=sizes.vocab_size, steps=steps, tokens=tokens / 1e6,
         per_step=record.config.tokens_per_step, commands=commands, table=make_table(milestones),
         curve=draw_curve(records),
+        gallery=GALLERY.format(folder=folder) if (folder / "gallery.png").is_file() else "",
     )  # fmt: skip
     if cfg.metrics:
         write_json(folder / "curve.json", records)
