@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from unimodal.evaluation.asking import find_features
 from unimodal.evaluation.codecs import CODECS, encode_within
 from unimodal.evaluation.judges import (
     DnsmosJudge,
@@ -16,6 +17,7 @@ from unimodal.evaluation.judges import (
     compute_word_error_rate,
     find_nearest,
 )
+from unimodal.evaluation.prepared import Pictures
 from unimodal.evaluation.tokenizer_bench.picture_judges import fold_norms
 
 pytestmark = pytest.mark.sweep("evaluations")
@@ -55,6 +57,19 @@ def test_features_are_unit_and_independent_of_the_batch(model):
     assert torch.allclose(compute_picture_features(model, pictures[1:2])[0], features[1], atol=1e-5)
     still = pictures[:1, None].expand(-1, 9, -1, -1, -1)  # a clip that does not move is its picture
     assert torch.allclose(compute_clip_features(model, still)[0], features[0], atol=1e-5)
+
+
+def test_prepared_features_are_taken_of_the_same_trunk_only(model):
+    """A model that looks through other networks compares pictures by these, on both sides."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    width = model.extract_picture_features(torch.zeros(1, 3, 64, 64)).shape[1]
+    for wide in (width, width + 5):
+        prepared = np.random.default_rng(1).normal(size=(3, wide)).astype(np.float32)
+        pictures = Pictures(pixels, np.arange(3), np.array(["noto"] * 3), [], prepared)
+        found = find_features(model, pictures, np.array([2, 0]), lambda *_: None)
+        assert found.shape == (2, width)
+        expected = torch.nn.functional.normalize(torch.from_numpy(prepared[[2, 0]]), dim=-1)
+        assert (wide == width) == (found.shape == expected.shape and bool(torch.allclose(found, expected)))
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,22 @@ def test_value_and_slope_of_one_layer(bias, shape):
 
 def test_nothing_is_sped_up_without_adapters():
     assert accelerate_lora(make_base("llama", None), ADAPTER) == 0
+
+
+@pytest.mark.parametrize("part", ["base_layer", "lora_A.default", "lora_B.default"])
+def test_hooks_on_the_parts_of_a_layer_are_called(part):
+    model, seen = make_adapted("llama"), []
+    layer = next(iter(find_lora_layers(model).values()))
+    ids = torch.randint(3, 45, (1, 9), generator=torch.Generator().manual_seed(0))
+    expected = model(input_ids=ids).logits
+    handle = layer.get_submodule(part).register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
+    torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    handle.remove()
+    assert len(seen) == 1
+
+
+def test_without_gradients_it_is_peft_to_the_bit():
+    model = make_adapted("llama")
+    ids = torch.randint(3, 45, (1, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, take_away(model)(input_ids=ids).logits)

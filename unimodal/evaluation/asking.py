@@ -82,9 +82,15 @@ def _name_progress(report: ReportProgress, text: str) -> Callable[[int, int], No
 
 
 def find_features(model: Unimodal, pictures: Pictures, rows: np.ndarray, report: ReportProgress) -> Tensor:
-    """Features [B, D], of unit length, of the pictures `rows` int [B]: prepared with the data, or computed here."""
-    if pictures.features is not None:
-        return torch.nn.functional.normalize(torch.from_numpy(pictures.features[rows]), dim=-1)
+    """Features [B, D], of unit length, of the pictures `rows` int [B] by the model's own trunk.
+
+    Those prepared with the data are taken where the trunk is the one that they were prepared by.
+    """
+    if pictures.features is not None and len(rows):
+        own = model.extract_picture_features(pictures.take(rows[:1]))
+        prepared = torch.from_numpy(pictures.features[rows])
+        if own.shape[1] == prepared.shape[1]:
+            return torch.nn.functional.normalize(prepared, dim=-1)
     return compute_picture_features(model, pictures.take(rows), report)
 
 

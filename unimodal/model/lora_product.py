@@ -7,8 +7,8 @@ than the products. Here the adapter is added into the output of the base's produ
     y = x Wᵀ + (x Aᵀ) (s B)ᵀ        ∂x = ∂y W + (∂y s B) A
 
 W is frozen, so its gradient is never made. peft's modules and parameters stay what they are; layers that need more than
-this (DoRA, dropout, quantized or transposed weights, adapters that are merged, switched off or several) run peft's own
-forward.
+this (DoRA, dropout, quantized or transposed weights, adapters that are merged, switched off or several, hooks on a part)
+run peft's own forward, and so does a call without gradients.
 
 Shapes: T tokens, I and O the widths of the layer's input and output, R the rank.
 """
@@ -90,6 +90,11 @@ def _is_plain(layer: nn.Module, adapter: str) -> bool:
     )
 
 
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody waits for this layer to be called."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+
+
 class _Forward:
     """The forward of one layer, in place of its class's own."""
 
@@ -100,13 +105,15 @@ class _Forward:
         layer, name = self._layer, self._adapter
         base = layer.base_layer
         if (
-            args
+            not torch.is_grad_enabled()
+            or args
             or kwargs
             or layer.merged
             or layer.disable_adapters
             or layer.active_adapters != [name]
             or base.weight.requires_grad
             or not x.is_floating_point()
+            or any(_is_watched(part) for part in (base, layer.lora_A[name], layer.lora_B[name]))
         ):
             return type(layer).forward(layer, x, *args, **kwargs)
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
