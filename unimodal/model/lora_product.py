@@ -7,8 +7,8 @@ than the products. Here the adapter is added into the output of the base's produ
     y = x Wᵀ + (x Aᵀ) (s B)ᵀ        ∂x = ∂y W + (∂y s B) A
 
 W is frozen, so its gradient is never made. peft's modules and parameters stay what they are; layers that need more than
-this (DoRA, dropout, quantized or transposed weights, adapters that are merged, switched off or several, hooks on a part)
-run peft's own forward, and so does a call without gradients.
+this (DoRA, dropout, quantized or transposed weights, adapters that are merged, switched off or several, hooks on a
+part) run peft's own forward, and so does a call without gradients.
 
 Shapes: T tokens, I and O the widths of the layer's input and output, R the rank.
 """
