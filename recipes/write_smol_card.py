@@ -143,6 +143,7 @@ class SmolCard(Config):
     corpus: str = "python recipes/prepare_smol.py                  # the corpus as token shards"
     recipe: str = "recipes/configs/smol.yaml"
     assemble: str = "python recipes/assemble_smol.py"
+    write: str = "python recipes/write_smol_card.py"
     #: the figures that have a target, by suite and group: the table then has the intervals of every figure
     targets: dict[str, str] = {}
 
@@ -251,7 +252,7 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
         commands="\n".join(write_command(part, path) for path, part in parts.items()),
         title=folder.name, media=cfg.media, about=cfg.about, limits=cfg.limits, stored=cfg.stored, data=cfg.data,
         corpus=cfg.corpus, recipe=cfg.recipe, assemble=cfg.assemble,
-        write="python recipes/write_smol_card.py" + (" recipes/configs/smol2_card.yaml" if cfg.targets else ""),
+        write=cfg.write,
     )  # fmt: skip
     write_text_atomically(folder / "README.md", text)
     print(f"wrote {folder / 'README.md'}", file=sys.stderr)

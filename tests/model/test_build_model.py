@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from unimodal.model.adapter import load_adapter, merge, save_adapter
 from unimodal.model.attention import Packing
@@ -244,6 +245,9 @@ def test_what_does_not_belong_together_is_refused_in_one_line(base_folder, tmp_p
         load_adapter(tmp_path)
     vocabulary.save(tmp_path / "vocabulary.json")
     data = (tmp_path / "new_rows.safetensors").read_bytes()
+    (tmp_path / "new_rows.safetensors").write_bytes(save({"output": torch.zeros(rows, 4)}))
+    with pytest.raises(ValueError, match=r"^[^\n]*new_rows.safetensors has no input rows[^\n]*$"):
+        load_adapter(tmp_path)
     (tmp_path / "new_rows.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="new_rows.safetensors cannot be read"):
         load_adapter(tmp_path)

@@ -152,6 +152,8 @@ def load_adapter(
     if record.new_rows:
         rows = unpack_rows(_read_tensors(folder / ROWS_FILE))
         expected = vocabulary.size - base.num_rows
+        if "input" not in rows:
+            raise ValueError(f"{folder}/{ROWS_FILE} has no input rows; {_AGAIN}")
         if len(rows["input"]) != expected:
             raise ValueError(f"{folder}: {len(rows['input'])} new rows but vocabulary.json has {expected}; {_AGAIN}")
         extend_rows(model, expected, draw_rows=lambda table, _: table.new_zeros(expected, table.shape[1]))
