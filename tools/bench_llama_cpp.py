@@ -3,7 +3,9 @@
     OMP_NUM_THREADS=2 python tools/bench_llama_cpp.py --environment FOLDER [--model EXPORTED] [--rounds 7]
 
 FOLDER is a virtual environment of its own. If it is not there it is made, and PyPI's `llama-cpp-python` is built from
-source in it with native flags (GGML_NATIVE=ON; a C++ compiler, cmake, and half an hour of two cores). EXPORTED is what
+source in it with native flags (GGML_NATIVE=ON; a C++ compiler, cmake, and half an hour of two cores). Where its AMX
+code fails (0.3.36 ended with a segmentation fault at q8_0 on a virtual machine with AMX), build it without:
+`--flags "-DGGML_NATIVE=ON -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"`. EXPORTED is what
 `unimodal export` wrote of a model on a stock Llama; without it the weights are random, in the shape of SmolLM2-135M
 with the 67,588 rows of `smol`.
 
@@ -196,12 +198,15 @@ class Peer:
         self.process.wait()
 
 
-def make_environment(folder: Path) -> Path:
-    """The python of the environment, which is made if it is not there. Raises RuntimeError if that fails."""
+def make_environment(folder: Path, flags: str = FLAGS) -> Path:
+    """The python of the environment, which is made if it is not there. Raises RuntimeError if that fails.
+
+    flags: what cmake is told. What is there already is taken as it was built.
+    """
     python = folder / "bin" / "python"
     if python.exists() and subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode == 0:
         return python
-    print(f"llama-cpp-python {VERSION} is built in {folder} with {FLAGS}; this takes a while", file=sys.stderr)
+    print(f"llama-cpp-python {VERSION} is built in {folder} with {flags}; this takes a while", file=sys.stderr)
     install = [
         python,
         "-m",
@@ -213,7 +218,7 @@ def make_environment(folder: Path) -> Path:
         f"llama-cpp-python=={VERSION}",
     ]
     for command in ([sys.executable, "-m", "venv", folder], install):
-        if subprocess.run([str(part) for part in command], env=os.environ | {"CMAKE_ARGS": FLAGS}).returncode:
+        if subprocess.run([str(part) for part in command], env=os.environ | {"CMAKE_ARGS": flags}).returncode:
             raise RuntimeError(f"llama-cpp-python could not be built in {folder}; what pip said stands above")
     return python
 
@@ -270,12 +275,12 @@ def compare(model: PreTrainedModel, vocabulary: Vocabulary, given: argparse.Name
     if "float32" in kinds:
         write_gguf(model, folder / "f32.gguf", half=False)
     write_gguf(model, folder / "f16.gguf")
-    python, threads = make_environment(given.environment), torch.get_num_threads()
+    python, threads = make_environment(given.environment, given.flags), torch.get_num_threads()
     prompt = [1, *[10 + 7 * number % 900 for number in range(given.prompt - 1)]]
     peer = Peer(python, folder, [PAIRS[kind] for kind in kinds], threads, given.prompt + given.tokens + 8)
     engines = {kind: Engine(model, vocabulary, weights=kind) for kind in kinds}
     weights = sum(p.numel() for p in model.get_decoder().layers.parameters()) + rows * model.config.hidden_size
-    print(f"llama-cpp-python {peer.about['version']}, {FLAGS}: {peer.about['system']}")
+    print(f"llama-cpp-python {peer.about['version']}: {peer.about['system']}")
     print(
         f"torch {torch.__version__}, {threads} threads; {weights / 1e6:.1f} M weights a token, {rows:,} rows, one"
         f" stream; prompt {given.prompt}, then {given.tokens} tokens, medians of {given.rounds} rounds"
@@ -311,6 +316,7 @@ def compare(model: PreTrainedModel, vocabulary: Vocabulary, given: argparse.Name
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", type=Path, help="the virtual environment of llama-cpp-python")
+    parser.add_argument("--flags", default=FLAGS, help="what cmake is told when llama.cpp is built")
     parser.add_argument("--model", type=Path, default=None, help="an exported model; otherwise random weights")
     parser.add_argument("--weights", nargs="+", choices=PAIRS, default=["bfloat16", "int8", "int4"])
     parser.add_argument("--tokens", type=int, default=48)

@@ -2,8 +2,9 @@
 
     python tools/study_spans.py start masked --steps 240      # one of STUDIES, or several; rows of docs/objectives.md
 
-Each objective trains the whole of nano on drawings of one style. Then held-out concepts are drawn, token by token and
-by the objective's own decoder; `start` is nano as it is, `next_token` after as many steps of next tokens. A drawing is
+Each objective trains the whole of nano on drawings of one style. Then concepts are drawn, token by token and by the
+objective's own decoder: `learnt` ones, which the training showed, and `held_out` ones, which it did not (nano was
+taught all of them once); `start` is nano as it is, `next_token` after as many steps of next tokens. A drawing is
 judged by a frozen EfficientNet-lite1, which nano's tokenizer does not look through (lite0 it does): which picture of
 all concepts and both styles is nearest, and how near the concept's own one is, as a cosine of features less their mean.
 `nats` is the loss of the drawn codes under the model of the start, a code, which says how likely they are together.
@@ -44,6 +45,7 @@ class Study(PictureStudy):
         concepts = self.list_pictures((LEARNT, OTHER))
         step = max(1, len(concepts) // self.drawings)
         self.held_out = concepts[::step][: self.drawings]
+        self.learnt = concepts[1::step][: self.drawings]
         self.start = load(self.model, device="cpu")
         self.names = [concept["name"] for concept in concepts]
         files = [concept[style] for style in (LEARNT, OTHER) for concept in concepts]
@@ -72,9 +74,15 @@ class Study(PictureStudy):
         return torch.cat([self.encoder.read_last(some).mean(1) for some in torch.stack(list(pictures)).split(16)])
 
     def judge(self, model: Unimodal, decoder: str | None = None) -> Figures:
-        """Draw the held-out concepts, each by its own seed, and judge the drawings."""
+        """Draw concepts, each by its own seed, and judge the drawings."""
+        return {
+            "learnt": self.judge_concepts(self.learnt, model, decoder),
+            "held_out": self.judge_concepts(self.held_out, model, decoder),
+        }
+
+    def judge_concepts(self, concepts: Sequence[dict[str, str]], model: Unimodal, decoder: str | None) -> Figures:
         drawn, passes, prompts, answers = [], [], [], []
-        for seed, concept in enumerate(self.held_out):
+        for seed, concept in enumerate(concepts):
             [output] = model.chat([f"Draw {concept['name']}."], to="image", seed=seed, decoder=decoder)
             passes.append(model.engine.stats.forwards)
             drawn.append(output.media)
@@ -84,7 +92,7 @@ class Study(PictureStudy):
             prompts.append(rendered.ids[:begin].tolist())
             answers.append(rendered.ids[begin:].tolist())
         near = F.normalize(self.look(drawn) - self.mean, dim=1) @ self.gallery.T  # [drawings, 2 · concepts]
-        own = [self.names.index(concept["name"]) for concept in self.held_out]
+        own = [self.names.index(concept["name"]) for concept in concepts]
         hits = [int(place) % len(self.names) == row for place, row in zip(near.argmax(1), own, strict=True)]
         best = near.unflatten(1, (2, -1)).amax(1)
         likeness = [float(best[number, row]) for number, row in enumerate(own)]
@@ -154,12 +162,27 @@ def judge_by(study: Study, folder: Path, decoder: str, setting: str, values: Seq
     return found | {"token by token": study.judge(load(folder, device="cpu"), "plain")}
 
 
+def study_token_unify(study: Study) -> Figures:
+    """Random, next and next-all codes by turns: by masked passes, and token by token."""
+    folder = study.teach("token_unify", "objective.token_unify={}")
+    return {"held_out_loss": study.read_held_out("token_unify"), **judge_by(study, folder, "masked", "passes", (4, 11))}
+
+
+def study_parallel_copies(study: Study) -> Figures:
+    """A noisy copy of each picture beside next tokens: whole blocks in few rounds, and token by token."""
+    folder = study.teach("parallel_copies", "objective.parallel_copies={}")
+    found = judge_by(study, folder, "next-x", "steps", (4, 12))
+    return {"held_out_loss": study.read_held_out("parallel_copies"), **found}
+
+
 STUDIES: dict[str, Callable[[Study], Figures]] = {
     "start": study_start,
     "next_token": study_next_token,
     "masked": study_masked,
     "next_x": study_next_x,
     "any_order": study_any_order,
+    "token_unify": study_token_unify,
+    "parallel_copies": study_parallel_copies,
 }
 
 

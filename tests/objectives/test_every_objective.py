@@ -1,23 +1,13 @@
 """What every registered objective promises: packed as unpacked, two ranks as one, an exact resume, true gradients."""
 
-import json
-import multiprocessing
-import os
-import signal
-
 import pytest
 import torch
 
-from tests.free_ports import free_ports
 from tests.objectives.every import NAMES, call, make_items, make_objective
-from tests.objectives.test_packed import Fixed
+from tests.objectives.ranks import assert_ranks_agree, train, train_on_two
 from tests.tiny_bases import BASES, make_base
 from unimodal.model.attention import set_attention
 from unimodal.objectives.sinks import SinkConfig, SinkDecorrelation
-from unimodal.training.batches import WeightedLoss
-from unimodal.training.distributed import start
-from unimodal.training.loop import Interrupted, Trainer
-from unimodal.training.settings import LoopConfig
 from unimodal.tuning.loss import measure_shares
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
@@ -106,50 +96,18 @@ def test_the_gradient_is_the_slope_of_the_loss(make, vocabulary, name):
                 p += 0.02 / length * w
 
 
-def train(build, name, vocabulary, folder, steps=3, stop_at=None, parallel=None):
-    """The trained weights of a run over four documents a step, divided over the ranks. A run that is stopped: None."""
-    items = make_items(name, vocabulary)
-    rank, num = (0, 1) if parallel is None else (parallel.rank, parallel.num_ranks)
-    module = build(name)
-    wrapped = module if parallel is None else parallel.wrap(module)
-
-    def loss(batch, step):
-        torch.manual_seed(step)  # what is drawn at a step, on every rank
-        if step == stop_at and module.training:
-            os.kill(os.getpid(), signal.SIGTERM)
-        total, parts = call(wrapped, batch)
-        return WeightedLoss(total, parts["weight"])
-
-    cfg = LoopConfig(steps=steps, warmup_steps=0, learning_rate=1e-2, plot=False, log_every=1)
-    own = items[rank * len(items) // num : (rank + 1) * len(items) // num]
-    more = {} if parallel is None else {"parallel": parallel}
-    try:
-        Trainer(module, Fixed([own]), loss, cfg, folder, **more).run()
-    except (Interrupted, SystemExit):
-        return None
-    return [p.detach().clone() for p in module.parameters() if p.requires_grad]
+def run(build, name, vocabulary, folder, **options):
+    """The trained weights of a run over four documents a step."""
+    return train(build(name), call, make_items(name, vocabulary), folder, **options)
 
 
 @pytest.mark.sweep("every objective")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stopped_run_goes_on_to_the_same_weights(make, vocabulary, tmp_path, name):
-    whole = train(make, name, vocabulary, tmp_path / "whole")
-    assert train(make, name, vocabulary, tmp_path / "stopped", stop_at=1) is None
-    again = train(make, name, vocabulary, tmp_path / "stopped")
+    whole = run(make, name, vocabulary, tmp_path / "whole")
+    assert run(make, name, vocabulary, tmp_path / "stopped", stop_at=1) is None
+    again = run(make, name, vocabulary, tmp_path / "stopped")
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
-
-
-def run_rank(rank, port, folder, build, vocabulary):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port)}  # fmt: skip
-    torch.set_num_threads(1)
-    parallel = start("ddp")
-    for name in NAMES:
-        found = train(build, name, vocabulary, folder / name, steps=2, parallel=parallel)
-        torch.save(found, folder / f"{name}.{rank}.pt")
-    (folder / f"done.{rank}").write_text(json.dumps(rank))
-    parallel.wait_for_all()
-    os._exit(0)
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +125,12 @@ def two_ranks(tmp_path_factory, vocabulary):
         set_attention(model, "varlen")
         return make_objective(name, model, vocabulary)
 
-    folder, [port] = tmp_path_factory.mktemp("ranks"), free_ports(1)
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run_rank, args=(rank, port, folder, build, vocabulary)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
+    folder = tmp_path_factory.mktemp("ranks")
+
+    def train_one(name, folder, parallel):
+        return run(build, name, vocabulary, folder, steps=2, parallel=parallel)
+
+    train_on_two(NAMES, train_one, folder)
     return folder, build
 
 
@@ -181,11 +138,7 @@ def two_ranks(tmp_path_factory, vocabulary):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_train_to_what_one_does(two_ranks, vocabulary, tmp_path, name):
     folder, build = two_ranks
-    first, second = (torch.load(folder / f"{name}.{rank}.pt") for rank in range(2))
-    alone = train(build, name, vocabulary, tmp_path, steps=2)
-    for a, b, c in zip(first, second, alone, strict=True):
-        assert torch.equal(a, b)
-        torch.testing.assert_close(a, c, rtol=0, atol=1e-5)
+    assert_ranks_agree(folder, name, run(build, name, vocabulary, tmp_path, steps=2))
 
 
 @pytest.fixture(scope="module")

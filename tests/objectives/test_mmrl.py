@@ -1,9 +1,5 @@
 """MMRL: next tokens, and the states of answers near those of the base, against the sum written out per document."""
 
-import json
-import os
-import signal
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -16,9 +12,6 @@ from unimodal.model.prompt_settings import PrefixSettings, PromptSettings, Space
 from unimodal.model.soft_prompt import find_soft_prompt, list_prompt_ids
 from unimodal.objectives.mmrl import MmrlConfig, MmrlLoss
 from unimodal.objectives.next_token import LossConfig
-from unimodal.training.batches import WeightedLoss
-from unimodal.training.loop import Interrupted, Trainer
-from unimodal.training.settings import LoopConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 SPACE = PromptSettings(length=4, space=SpaceSettings(width=6))
@@ -92,48 +85,6 @@ def test_the_gradient_is_the_slope_and_packing_changes_nothing(base, vocabulary)
                 p += step * w
             found.append(float(module(*batches[0])[0]))
     assert (found[0] - found[1]) / 2e-3 == pytest.approx(slope, rel=0.02)
-
-
-class Same:
-    """One batch again and again."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def next_batch(self):
-        return self.batch
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        assert state == {}
-
-
-def test_a_stopped_run_goes_on_to_the_same_weights(base, vocabulary, tmp_path):
-    def train(folder, stop_at=None):
-        module = make(base, vocabulary)
-        batch = batch_of(module.model, DOCUMENTS)
-
-        def loss(given, step):
-            if step == stop_at and module.training:
-                os.kill(os.getpid(), signal.SIGTERM)
-            total, parts = module(*given)
-            return WeightedLoss(total, parts["weight"])
-
-        cfg = LoopConfig(steps=4, warmup_steps=0, learning_rate=1e-2, plot=False, log_every=1)
-        try:
-            Trainer(module, Same(batch), loss, cfg, folder).run()
-        except (Interrupted, SystemExit):
-            return None, None
-        losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return find_soft_prompt(module.model).compute_states().detach(), losses
-
-    whole, losses = train(tmp_path / "whole")
-    assert losses[-1] < losses[0]
-    assert train(tmp_path / "stopped", stop_at=2) == (None, None)
-    again, _ = train(tmp_path / "stopped")
-    assert torch.equal(whole, again)
 
 
 def test_it_needs_a_prompt(base, vocabulary):
