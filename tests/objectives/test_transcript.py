@@ -1,5 +1,7 @@
 """The transcript scored at the codes of the sound: its formula over a plain head, packed or not, and its training."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional
@@ -11,7 +13,7 @@ from unimodal.model.rows import extend_rows
 from unimodal.objectives.masked_codes import MaskedCodes
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.sinks import SinkConfig, SinkDecorrelation
-from unimodal.objectives.transcript import TranscriptConfig, TranscriptReading
+from unimodal.objectives.transcript import PATIENCE, TranscriptConfig, TranscriptReading
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 TEXT = 48
@@ -127,3 +129,17 @@ def test_what_it_cannot_read_is_refused(vocabulary):
     silent = Vocabulary.build(TEXT, [PICTURE], [SpanLayout("image", [Segment("image", 3)])], (), "0" * 64)
     with pytest.raises(ValueError, match="the vocabulary has none"):
         TranscriptReading(PackedLoss(model, silent), silent, TranscriptConfig())
+
+
+def test_a_corpus_without_sounds_is_told_once(vocabulary):
+    """After so many batches; never where a sound came before."""
+    model = make_model("llama", vocabulary)
+    picture, sound = (pack_documents([render(*make_documents(vocabulary)[at])], 16)[0] for at in (3, 0))
+    picture, sound = ([tensor.long() for tensor in batch] for batch in (picture, sound))
+    for first, told in ((picture, 1), (sound, 0)):
+        module = TranscriptReading(PackedLoss(model, vocabulary), vocabulary, TranscriptConfig())
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for batch in (first, *[picture] * (2 * PATIENCE)):
+                module(*batch)
+        assert len([one for one in found if "adds nothing to such a corpus" in str(one.message)]) == told

@@ -6,12 +6,14 @@ A pretrained base learns to transcribe from the answers alone only late: it must
 which word. The term tells it at the codes themselves (arXiv 1609.06773). It reads every document whose question holds
 codes of sound and whose answer holds text; a document of several sounds is read as one. The classes are the base's own
 text rows, and the padding control is the blank, so nothing is added to the model. In validation the term is left out.
+That a corpus has no such document is said once, after `PATIENCE` batches.
 
 Shapes: B rows, N tokens, K values a token, D width, C classes.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +30,9 @@ from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+PATIENCE = 50  # batches
 
 
 class TranscriptConfig(Config):
@@ -56,6 +61,7 @@ class TranscriptReading(nn.Module):
         self.audio, self.text = find_spoken_block(vocabulary, own.block), range(vocabulary.text_size)
         self.blank = vocabulary.get_control_id("<|pad|>")
         self._states: list[Tensor] = []
+        self._silent = 0  # batches without a sound, until the first one
 
     @property
     def model(self) -> PreTrainedModel:
@@ -71,8 +77,12 @@ class TranscriptReading(nn.Module):
     ) -> tuple[Tensor, LossParts]:
         """See `Objective.forward`."""
         utterances = find_spoken_answers(ids, labels, position_ids, self.audio, self.text)
-        if not utterances or not torch.is_grad_enabled():  # validation scores the objective alone
+        if not torch.is_grad_enabled():  # validation scores the objective alone
             return self.main(ids, labels, position_ids, further, values)
+        if not utterances:
+            self._count_silent()
+            return self.main(ids, labels, position_ids, further, values)
+        self._silent = -1
         handle = self.model.get_decoder().register_forward_hook(
             lambda module, inputs, out: self._states.append(out.last_hidden_state)
         )
@@ -88,6 +98,19 @@ class TranscriptReading(nn.Module):
         added = self.own.weight * term
         parts["terms"] = parts.get("terms", {"objective": total}) | {"transcript": added}
         return total + added, parts
+
+    def _count_silent(self) -> None:
+        """Say once that nothing is read."""
+        if self._silent < 0:
+            return
+        self._silent += 1
+        if self._silent == PATIENCE:
+            warnings.warn(
+                f"objective.transcript has found no sound that is answered in words in {PATIENCE} batches; it adds "
+                "nothing to such a corpus",
+                stacklevel=2,
+            )
+            self._silent = -1
 
     def _read(self, hidden: Tensor, utterances: list[tuple[Tensor, Tensor]]) -> Tensor:
         """hidden [B, N, D] → the summed CTC loss of the transcripts, in nats."""
