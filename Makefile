@@ -123,6 +123,7 @@ nano2: $(VENV)/.dev
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_end.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_more.yaml
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_longer.yaml
 	$(BIN)/python recipes/assemble_nano.py recipes/configs/assemble_nano2.yaml
 	$(BIN)/unimodal evaluate --suite picture_naming --suite scene_reading --suite conversation --suite clip_naming \
 	  --suite picture_variety --suite moving --model model_cards/nano2 --out model_cards/nano2/report.json
@@ -130,7 +131,7 @@ nano2: $(VENV)/.dev
 	  --out model_cards/nano2/report_more.json
 	$(BIN)/python recipes/make_gallery.py --set model=model_cards/nano2
 	$(BIN)/python recipes/write_nano2_card.py \
-	  --set 'metrics=[data/runs/nano2/metrics.jsonl, data/runs/nano2_end/metrics.jsonl, data/runs/nano2_more/metrics.jsonl]'
+	  --set 'metrics=[data/runs/nano2/metrics.jsonl, data/runs/nano2_end/metrics.jsonl, data/runs/nano2_more/metrics.jsonl, data/runs/nano2_longer/metrics.jsonl]'
 
 # Needs what `make nano2` encoded, and the tokenizers in model_cards/nano2.
 smol2: $(VENV)/.dev

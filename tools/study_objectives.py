@@ -30,6 +30,9 @@ from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studie
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 STYLES = ("noto", "fluent3d")  # nano draws the first one more readily
 REJECTED, CHOSEN = STYLES
+SMALL = [f"decoder.{name}={value}" for name, value in (("hidden_size", 128), ("num_layers", 3), ("num_heads", 2),
+         ("num_kv_heads", 2), ("intermediate_size", 352), ("max_positions", 1024))]  # fmt: skip
+LONGEST = 200  # codes of an utterance
 Row = dict[str, object]
 
 
@@ -295,8 +298,6 @@ def study_distillation(study: Study) -> Figures:
                 ]
         pairs.append(rows)
     learnt_rows, other_rows = (study.write_rows(n, r) for n, r in zip(("both", "held_out_both"), pairs, strict=True))
-    small = [f"decoder.{name}={value}" for name, value in (("hidden_size", 128), ("num_layers", 3), ("num_heads", 2),
-             ("num_kv_heads", 2), ("intermediate_size", 352), ("max_positions", 1024))]  # fmt: skip
     teacher = f"teacher: {study.model}"
     figures: Figures = {}
     for name, objective in (
@@ -306,9 +307,37 @@ def study_distillation(study: Study) -> Figures:
         ("relations", [f"objective.distillation={{{teacher}, share: 0.5, logits: {{}}, relations: {{}}}}"]),
     ):
         run = f"distillation_{name}"
-        study.train(run, learnt_rows, other_rows, *small, *objective, "loop.learning_rate=3e-3", recipe="pretrain")
+        study.train(run, learnt_rows, other_rows, *SMALL, *objective, "loop.learning_rate=3e-3", recipe="pretrain")
         last = study.read_metrics(run)[-1]
         figures[name] = {m: round(last[f"validation_loss_{m}"], 4) for m in ("text", "image")}
+    return figures
+
+
+def study_transcript(study: Study) -> Figures:
+    """A small decoder from nothing that learns to write down speech: the held-out loss of the words, with the term and
+    without it. Needs the codes of recipes/encode_media.py, and a model whose audio tokenizer made them."""
+    from unimodal.data.encoded_media import load_speech
+
+    prepared, sha256 = (
+        study.raw.parent / "prepared" / "speech",
+        load(study.model, device="cpu").tokenizers["audio"].sha256,
+    )
+    files = []
+    for split, most in (("train", None), ("test", 200)):
+        speech = load_speech(prepared, split, LONGEST, sha256)
+        rows: list[Row] = []
+        for item in range(len(speech))[:most]:
+            sound = {"type": "audio", "codes": speech.get_codes(item).tolist()}
+            asked = {"role": "user", "content": [sound, {"type": "text", "text": "What is said?"}]}
+            rows.append({"messages": [asked, {"role": "assistant", "content": speech.get_text(item)}]})
+        files.append(study.write_rows(f"{split}_speech", rows))
+    figures: Figures = {}
+    for name, more in (("without", []), *((f"weight {w:g}", [f"objective.transcript.weight={w}"]) for w in (0.3, 1.0))):
+        run = "transcript_" + name.replace(" ", "_")
+        study.train(run, *files, *SMALL, *more, "loop.learning_rate=3e-3", recipe="pretrain")
+        found = study.read_metrics(run)
+        figures[name] = {"learnt": round(found[-1]["loss_text"], 3),
+                         "held_out": round(found[-1]["validation_loss_text"], 3)}  # fmt: skip
     return figures
 
 
@@ -391,6 +420,7 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
     "grpo": study_grpo,
     "distillation": study_distillation,
     "row_prior": study_row_prior,
+    "transcript": study_transcript,
     "cost": study_cost,
 }
 

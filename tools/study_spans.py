@@ -134,11 +134,11 @@ def study_masked(study: Study) -> Figures:
 
 
 def study_next_x(study: Study) -> Figures:
-    """xAR over cells of 2 × 2 codes and over whole blocks: by 1, 2 and 4 passes for an entity."""
+    """xAR over whole blocks, and code by code; nano's codes lie in no raster, so there are no cells."""
     figures: Figures = {}
-    for unit in ("whole", "subsample"):
+    for unit in ("whole", "token"):
         folder = study.teach(f"next_x_{unit}", f"objective.next_x={{unit: {unit}, share: 0.9}}")
-        found = judge_by(study, folder, "next-x", "steps", (8, 12) if unit == "whole" else (2, 4))
+        found = judge_by(study, folder, "next-x", "steps", (8, 12) if unit == "whole" else (1, 2))
         figures |= {f"{unit}, {name}": value for name, value in found.items()}
         figures[f"{unit}, held_out_loss"] = study.read_held_out(f"next_x_{unit}")
     return figures
