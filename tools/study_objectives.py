@@ -253,25 +253,34 @@ def study_sinks(study: Study) -> Figures:
 
 
 def study_grpo(study: Study) -> Figures:
-    """GRPO by the model's own captions: the reward of drawings for held-out wishes, and how many of them differ."""
+    """GRPO by the model's own captions: the reward of drawings for wishes that are learnt from and others, how many of
+    them differ, and what a judge says of them that is no part of the model."""
+    from unimodal.tuning.picture_judge import PictureJudge
     from unimodal.tuning.rewards import Attempt, RewardContext, Rewards
 
     learnt, held_out = study.split()
+    outside = PictureJudge(study.list_both(), STYLES)
     rows = study.write_rows("wishes", [{"prompt": draw(c["name"])} for c in learnt])
     settings = {"caption": {"wish": "Draw {text}."}}
+
+    def measure_wishes(concepts: Sequence[dict[str, str]], model: Unimodal, context: RewardContext) -> Figures:
+        attempts, drawn = [], []
+        for seed, concept in enumerate(concepts):
+            [output] = model.chat([f"Draw {concept['name']}."], to="image", seed=seed, temperature=1.0)
+            question = Document([Turn("user", f"Draw {concept['name']}.")])
+            attempts.append(Attempt(question, (output.part,)))
+            drawn.append(output.media)
+        scores, _ = Rewards(settings, {}).score(attempts, context)
+        different = {attempt.medium.codes.tobytes() for attempt in attempts if attempt.medium is not None}
+        return {"reward": round(float(scores.mean()), 3), "error": round(float(scores.std() / len(scores) ** 0.5), 3),
+                "different": len(different), "drawings": len(attempts),
+                **outside.judge(drawn, [concept["name"] for concept in concepts])}  # fmt: skip
 
     def measure(folder: Path) -> Figures:
         model, judge = load(folder, device="cpu"), load(study.model, device="cpu")
         context = RewardContext(judge.decoder, judge.template, judge.coder, {"image": "What is this?"})
-        attempts = []
-        for seed, concept in enumerate(held_out[:12]):
-            [output] = model.chat([f"Draw {concept['name']}."], to="image", seed=seed, temperature=1.0)
-            question = Document([Turn("user", f"Draw {concept['name']}.")])
-            attempts.append(Attempt(question, (output.part,)))
-        scores, _ = Rewards(settings, {}).score(attempts, context)
-        different = {attempt.medium.codes.tobytes() for attempt in attempts if attempt.medium is not None}
-        return {"reward": round(float(scores.mean()), 3), "error": round(float(scores.std() / len(scores) ** 0.5), 3),
-                "different": len(different), "drawings": len(attempts)}  # fmt: skip
+        return {name: measure_wishes(concepts[:40], model, context)
+                for name, concepts in (("learnt", learnt), ("held_out", held_out))}  # fmt: skip
 
     before = measure(study.model)
     folder = study.train(

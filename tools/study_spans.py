@@ -18,22 +18,14 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
-
 import unimodal  # noqa: F401 (before transformers)
-from unimodal.evaluation.shares import measure_share
 from unimodal.pipeline import Unimodal, load
 from unimodal.sequence.document import Document, Turn
-from unimodal.tokenizers.readers.frozen_encoder import FrozenEncoder
+from unimodal.tuning.picture_judge import PictureJudge
 from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 LEARNT, OTHER = "noto", "fluent3d"  # nano draws the first one more readily
-SIZE = 64
 
 
 class Study(PictureStudy):
@@ -47,12 +39,7 @@ class Study(PictureStudy):
         self.held_out = concepts[::step][: self.drawings]
         self.learnt = concepts[1::step][: self.drawings]
         self.start = load(self.model, device="cpu")
-        self.names = [concept["name"] for concept in concepts]
-        files = [concept[style] for style in (LEARNT, OTHER) for concept in concepts]
-        self.encoder = FrozenEncoder.open("lite1").eval()
-        found = self.look([read_picture(file) for file in files])
-        self.mean = found.mean(0)
-        self.gallery = F.normalize(found - self.mean, dim=1)
+        self.judge_of = PictureJudge(concepts, (LEARNT, OTHER))
         kept = {concept["name"] for concept in self.held_out}
         rows: list[list[dict[str, object]]] = [[], []]
         for concept in concepts:
@@ -67,11 +54,6 @@ class Study(PictureStudy):
             return self.out / f"{name}_model"
         rate = [f"loop.learning_rate={self.rate}", f"loop.final_learning_rate={self.rate / 10}"]
         return self.train(name, *self.rows, *rate, "loop.warmup_steps=10", *settings, recipe="finetune_full")
-
-    @torch.inference_mode()
-    def look(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Pictures [3, 64, 64] → the judge's features [P, E], a mean over the picture."""
-        return torch.cat([self.encoder.read_last(some).mean(1) for some in torch.stack(list(pictures)).split(16)])
 
     def judge(self, model: Unimodal, decoder: str | None = None) -> Figures:
         """Draw concepts, each by its own seed, and judge the drawings."""
@@ -91,29 +73,15 @@ class Study(PictureStudy):
             begin = int((rendered.labels >= 0).argmax())
             prompts.append(rendered.ids[:begin].tolist())
             answers.append(rendered.ids[begin:].tolist())
-        near = F.normalize(self.look(drawn) - self.mean, dim=1) @ self.gallery.T  # [drawings, 2 · concepts]
-        own = [self.names.index(concept["name"]) for concept in concepts]
-        hits = [int(place) % len(self.names) == row for place, row in zip(near.argmax(1), own, strict=True)]
-        best = near.unflatten(1, (2, -1)).amax(1)
-        likeness = [float(best[number, row]) for number, row in enumerate(own)]
         scores = self.start.engine.compute_log_likelihood(prompts, answers)
         return {
             "passes": statistics.median(passes),
-            "nearest_is_own": measure_share(hits),
-            "likeness": round(statistics.mean(likeness), 3),
-            "likeness_error": round(statistics.stdev(likeness) / len(likeness) ** 0.5, 3),
+            **self.judge_of.judge(drawn, [concept["name"] for concept in concepts]),
             "nats": round(-statistics.mean(s / len(a) for s, a in zip(scores, answers, strict=True)), 3),
         }
 
     def read_held_out(self, name: str) -> float:
         return round(self.read_metrics(name)[-1]["validation_loss_image"], 3)
-
-
-def read_picture(path: str) -> Tensor:
-    """A picture as [3, 64, 64] in [0, 1]."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1).float() / 255
 
 
 def study_start(study: Study) -> Figures:
