@@ -77,6 +77,7 @@ class PlanExecutor:
             executor = cls._find(backbone) or cls(backbone, reader)
             executor._check(opened.method)
             executor.users += 1
+            opened.users += 1
             if executor.users == 1:
                 INTERCEPTION.install()
                 backbone.forward = executor.forward
@@ -89,6 +90,7 @@ class PlanExecutor:
         leave(opened)
         with self._lock:
             self.users -= 1
+            opened.users -= 1
             if not self.users:
                 del self.backbone.forward
                 self.reader.remove()
