@@ -143,6 +143,8 @@ def test_methods_are_described_as_they_are_asked_for():
     assert "12 of 40 tokens" in describe_kept(methods, 40, 12)
     assert "nothing to shorten" in describe_kept(methods, 40, 40)
     assert "attends to a share" in describe_kept(read_methods("fasa"), 40, 40)
+    assert "in fewer bits" in describe_kept(read_methods("kivi:0.25"), 40, 40)
+    assert "nothing to shorten" in describe_kept(read_methods("kivi:1"), 40, 40)
     assert "cost less" in describe_kept((METHODS["acm"](0.5),), 40, 40)
 
 

@@ -157,7 +157,10 @@ def describe_kept(methods: Sequence[Method], num_tokens: int, num_kept: int) -> 
         return f"compressed by {names}: {num_kept} of {num_tokens} tokens of the prompt are kept"
     if any(not method.shortens for method in methods):
         return f"compressed by {names}: all {num_tokens} tokens of the prompt are kept; those of media cost less"
-    if any(isinstance(method, CacheCompressor) and method.acts != "evict" for method in methods):
+    acts = {method.acts for method in methods if isinstance(method, CacheCompressor) and method.keep < 1}
+    if acts and acts <= {"store", "evict"} and "store" in acts:
+        return f"compressed by {names}: all {num_tokens} tokens of the prompt are kept; those of media in fewer bits"
+    if acts - {"evict"}:
         return f"compressed by {names}: all {num_tokens} tokens of the prompt are kept; of media it attends to a share"
     return f"compressed by {names}: nothing to shorten in the prompt of {num_tokens} tokens"
 
