@@ -133,3 +133,22 @@ def test_a_thread_inside_a_context_has_its_own(model, vocabulary, prompts):
         assert engine.intercepted and not pool.submit(lambda: engine.intercepted).result()
         assert pool.submit(here.run, lambda: engine.intercepted).result()
     assert not engine.intercepted
+
+
+def test_a_context_that_is_entered_twice_is_left_twice(model, vocabulary, prompts, read):
+    session = DivPrune(0.5)(model, vocabulary)
+    with session:
+        once = read(model, prompts[:2], [])
+        with session:
+            pass
+        assert torch.equal(read(model, prompts[:2], []), once)
+    assert not torch.equal(read(model, prompts[:2], []), once) and "forward" not in vars(model.model)
+
+
+def test_a_context_that_another_thread_left_acts_no_more(model, vocabulary, prompts, read):
+    whole = read(model, prompts[:2], [])
+    session = DivPrune(0.5)(model, vocabulary).__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(session.__exit__).result()
+    with Stride(1.0)(model, vocabulary):
+        assert torch.allclose(read(model, prompts[:2], []), whole, atol=1e-6)

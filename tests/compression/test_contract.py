@@ -184,7 +184,12 @@ def test_settings_are_checked(name):
         {"keep": 1.5},
         {"keep": -0.1},
         {"keep": float("nan")},
+        {"keep": None},
+        {"keep": True},
         {"modalities": ("smell",)},
+        {"modalities": "image"},
+        {"modalities": None},
+        {"modalities": ()},
         {"positions": "lost"},
     ):
         with pytest.raises(ValueError) as caught:

@@ -1,5 +1,7 @@
 """The executor against oracles: the stock forward on the tokens that are left, with their positions given."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -236,6 +238,8 @@ def test_what_cannot_be_done_is_said_in_one_line(model, qwen, vocabulary, row):
     )
     fails("output_attentions", lambda: model.model(ids, output_attentions=True))
     fails("DynamicCache", lambda: model(ids, **{cache_name(model): StaticCache(model.config, 64)}, use_cache=True))
+    static = {"use_cache": True, "cache_implementation": "static"}
+    fails("not a StaticCache", lambda: model.generate(ids, max_new_tokens=2, **static))
     outside = model(ids, **{cache_name(model): DynamicCache(config=model.config)}, use_cache=True)
     begun = getattr(outside, "cache", None) or outside.past_key_values
     fails("outside the compression", lambda: model(ids[:, -1:], **{cache_name(model): begun}, use_cache=True))
@@ -253,6 +257,17 @@ def test_what_cannot_be_done_is_said_in_one_line(model, qwen, vocabulary, row):
         fails("attention in every layer; this model has chunked_attention", lambda: None, target=qwen)
     finally:
         qwen.config.layer_types[0] = "full_attention"
+
+
+@pytest.mark.parametrize("name", ["snapkv", "kivi", "kvzip", "fasa"])
+def test_a_cache_method_without_a_cache_says_that_it_does_nothing(name, model, vocabulary, row, prompts):
+    with METHODS[name](0.5)(model, vocabulary), torch.inference_mode():
+        with pytest.warns(UserWarning, match="use_cache=False it does nothing"):
+            model(torch.tensor([row]), use_cache=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(torch.tensor([prompts[3]]), use_cache=False)  # nothing to compress
+            model(torch.tensor([row]), use_cache=True)
 
 
 def test_sessions_and_fast_decoders_are_refused_inside(model, vocabulary, prompts):

@@ -380,8 +380,8 @@ def test_a_question_more_on_a_selected_cache(model, vocabulary, row, read):
     "wrong",
     [
         (SnapKV, {"kernel": 4}), (SnapKV, {"window": 2.5}), (SnapKV, {"window": True}), (DapQ, {"window": 0}),
-        (FASA, {"num_pairs": 0}), (FASA, {"num_pairs": 1.5}), (H2O, {"recent": -1}), (H2O, {"scope": "all"}),
-        (H2O, {"recent_share": 1.5}), (Keyformer, {"steps": 0}), (Keyformer, {"first": 0.0}),
+        (FASA, {"num_pairs": 0}), (FASA, {"num_pairs": 1.5}), (H2O, {"recent": -1}), (H2O, {"recent": None}),
+        (H2O, {"scope": "all"}), (H2O, {"recent_share": 1.5}), (Keyformer, {"steps": 0}), (Keyformer, {"first": 0.0}),
         (Keyformer, {"last": float("inf")}), (TokenSparseAttention, {"window": 0}),
         (TokenSparseAttention, {"coverage": 2.0}), (TokenSelect, {"chunk": 0}), (TokenSelect, {"reuse": float("nan")}),
     ],

@@ -147,6 +147,8 @@ def test_what_cannot_be_done_is_one_line():
             model(inputs_embeds=model.get_input_embeddings()(given["input_ids"]))
         with pytest.raises(ValueError, match="call the whole model"):
             model.model.language_model(inputs_embeds=model.get_input_embeddings()(given["input_ids"]))
+        with pytest.raises(ValueError, match="not a StaticCache"):
+            model.generate(**given, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ValueError, match="give the whole"):
         DivPrune(0.5)(model.model.language_model)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny_model import tiny_model
-from unimodal.compression import METHODS, open_methods
+from unimodal.compression import METHODS, estimate_kept, open_methods
 from unimodal.compression.learned import DecoderShape
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.fit import FIT
@@ -78,12 +78,20 @@ def test_rows_with_and_without_in_one_call(model, documents):
         ("divprune,", "no compression method ''"),
         ("tokenflex:0.5", "learned"),
         ([3], "no method"),
+        (3, "no method"),
+        ({"divprune": 0.25}, "no method"),
+        (METHODS["divprune"], "no method"),
     ],
 )
 def test_what_no_model_could_do_is_one_line(asked, message):
     with pytest.raises(ValueError, match=message) as caught:
         AnswerSettings(compress=asked)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_too_long_for_a_file_is_unknown():
+    with pytest.raises(ValueError, match="no compression method"):
+        load_methods("x" * 5000)
 
 
 @pytest.mark.parametrize("changes", [{"decoder": "jacobi"}, {"search": "best-of-n", "to": "image"}])
@@ -100,6 +108,14 @@ def test_what_this_model_cannot_do_is_a_fault_of_the_field(model, documents, ask
     with pytest.raises(UnfitRequestError, match=message) as caught:
         prepare(model, documents[0], AnswerSettings(to="text", compress=asked))
     assert caught.value.field == "compress"
+
+
+@pytest.mark.parametrize("asked", ["stride:0.5,divprune:0.5", "stride:0.5,snapkv:0.5", "snapkv:0.5,h2o:0.5"])
+def test_what_will_be_kept_is_known_before(model, documents, asked):
+    settings = AnswerSettings(to="text", tokens=2, compress=asked)
+    prepared, told = prepare(model, documents[0], settings), []
+    model.answers(documents[:1], settings, on_compressed=told.append)
+    assert told[0].num_kept == estimate_kept(prepared.prompt, prepared.methods, model.vocabulary) < told[0].num_tokens
 
 
 def test_a_session_keeps_whole_caches(model, documents):
@@ -127,6 +143,8 @@ def test_methods_are_described_as_they_are_asked_for():
     assert "12 of 40 tokens" in describe_kept(methods, 40, 12)
     assert "nothing to shorten" in describe_kept(methods, 40, 40)
     assert "attends to a share" in describe_kept(read_methods("fasa"), 40, 40)
+    assert "in fewer bits" in describe_kept(read_methods("kivi:0.25"), 40, 40)
+    assert "nothing to shorten" in describe_kept(read_methods("kivi:1"), 40, 40)
     assert "cost less" in describe_kept((METHODS["acm"](0.5),), 40, 40)
 
 

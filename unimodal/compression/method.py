@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import ClassVar, Literal
 
@@ -29,15 +29,32 @@ from unimodal.vocabulary import Vocabulary
 
 
 def check_kinds(settings: Method) -> None:
-    """Raises ValueError for a whole number that is none, and for a number that is not finite."""
+    """Raises ValueError for a whole number that is none, a number that is not finite, and a row that is none."""
     for spec in fields(settings):
         value, kind = vars(settings)[spec.name], str(spec.type).removesuffix(" | None")
-        if value is None or kind not in ("int", "float"):
+        if value is None and kind != spec.type:
             continue
         if kind == "int" and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"{spec.name} is {value!r}; give a whole number")
-        if kind == "float" and (not isinstance(value, int | float) or not math.isfinite(value)):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind == "float" and not (is_number and math.isfinite(value)):
             raise ValueError(f"{spec.name} is {value!r}; give a finite number")
+        if kind.startswith("tuple") and not isinstance(value, tuple | list):
+            raise ValueError(f"{spec.name} is {value!r}; give several in brackets, {spec.name}=(…, …)")
+
+
+def read_modalities(named: object) -> tuple[str, ...]:
+    """The media that are named, in the order of the registry. Raises ValueError for an unknown one, and for none."""
+    known = ", ".join(MEDIA)
+    if isinstance(named, str) or not isinstance(named, Iterable):
+        raise ValueError(f"modalities is {named!r}; list the media that are compressed, of {known}")
+    names = list(named)
+    if not names:
+        raise ValueError(f"modalities is empty, so that nothing would be compressed; choose from {known}")
+    for name in names:
+        if name not in tuple(MEDIA):
+            raise ValueError(f"{name!r} cannot be compressed; choose from {known}")
+    return tuple(name for name in MEDIA if name in names)
 
 
 def check_whole(name: str, value: int, least: int) -> None:
@@ -66,8 +83,8 @@ class Method(ABC):
     positions: "kept", every token keeps its position and decoding continues at the original length; "compacted",
     positions are counted again without the dropped tokens, and decoding continues behind them.
 
-    Raises ValueError for a share outside (0, 1], an unknown medium, an unknown rule for positions, and for a setting
-    that is not a number of its kind.
+    Raises ValueError for a share outside (0, 1], an unknown medium or none, an unknown rule for positions, and for a
+    setting that is not of its kind.
     """
 
     keep: float = 0.5
@@ -85,11 +102,10 @@ class Method(ABC):
     shortens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self.modalities = read_modalities(self.modalities)
         check_kinds(self)
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep is {self.keep}; it is the share of tokens to keep, above 0 and at most 1")
-        if unknown := set(self.modalities) - set(MEDIA):
-            raise ValueError(f"{sorted(unknown)[0]!r} cannot be compressed; choose from {', '.join(MEDIA)}")
         if self.positions not in ("kept", "compacted"):
             raise ValueError(f"positions {self.positions!r} is unknown; use kept or compacted")
 

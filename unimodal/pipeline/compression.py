@@ -30,6 +30,7 @@ def make_method(name: str, **settings: object) -> Method:
 
     Raises ValueError for a name or a setting that there is not, and for a value that the method refuses.
     """
+    name = str(name)
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(METHODS)}"
@@ -47,14 +48,22 @@ def read_methods(asked: AskedMethods) -> tuple[Method, ...]:
     Raises ValueError for an unknown name, for a share that is none, and for a method that has to be trained first.
     """
     methods: list[Method] = []
-    for one in [asked] if isinstance(asked, str | Method) else asked:
+    for one in _list_asked(asked):
         if isinstance(one, Method):
             methods.append(one)
-        elif isinstance(one, str):
-            methods += [_read_method(part.strip()) for part in one.split(",")]
         else:
-            raise ValueError(f"compress {one!r} is no method; give METHOD or METHOD:SHARE, such as divprune:0.25")
+            methods += [_read_method(part.strip()) for part in one.split(",")]
     return tuple(methods)
+
+
+def _list_asked(asked: AskedMethods) -> Sequence[str | Method]:
+    if isinstance(asked, str | Method):
+        return [asked]
+    for one in asked if isinstance(asked, list | tuple) else [asked]:
+        if not isinstance(one, str | Method):
+            message = f"compress {one!r:.200} is no method; give METHOD or METHOD:SHARE, such as divprune:0.25"
+            raise ValueError(message)
+    return asked
 
 
 def load_methods(asked: AskedMethods) -> tuple[Method, ...]:
@@ -64,7 +73,7 @@ def load_methods(asked: AskedMethods) -> tuple[Method, ...]:
     Raises ValueError, in one line, for a folder that is missing or holds no trained compressor.
     """
     methods: list[Method] = []
-    for one in [asked] if isinstance(asked, str | Method) else asked:
+    for one in _list_asked(asked):
         parts = one.split(",") if isinstance(one, str) and not _names_folder(one) else [one]
         for part in parts:
             text = part.strip() if isinstance(part, str) else ""
@@ -76,14 +85,14 @@ def _names_folder(text: str) -> bool:
     name = text.rpartition(":")[0] or text
     if text in METHODS or name in METHODS:
         return False
-    return any(Path(each).is_dir() or (os.sep in each and "," not in each) for each in (text, name) if each)
+    return any(os.path.isdir(each) or (os.sep in each and "," not in each) for each in (text, name) if each)
 
 
 def _load_folder(text: str) -> Method:
     name, mark, share = text.rpartition(":")
-    whole = not mark or Path(text).is_dir()
+    whole = not mark or os.path.isdir(text)
     folder = Path(text if whole else name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"compress {text[:200]!r}: no such folder; name one that recipes/train_compressor.py wrote")
     return load_compressor(folder, None if whole else _read_share(text, share))
 
@@ -148,7 +157,10 @@ def describe_kept(methods: Sequence[Method], num_tokens: int, num_kept: int) -> 
         return f"compressed by {names}: {num_kept} of {num_tokens} tokens of the prompt are kept"
     if any(not method.shortens for method in methods):
         return f"compressed by {names}: all {num_tokens} tokens of the prompt are kept; those of media cost less"
-    if any(isinstance(method, CacheCompressor) and method.acts != "evict" for method in methods):
+    acts = {method.acts for method in methods if isinstance(method, CacheCompressor) and method.keep < 1}
+    if acts and acts <= {"store", "evict"} and "store" in acts:
+        return f"compressed by {names}: all {num_tokens} tokens of the prompt are kept; those of media in fewer bits"
+    if acts - {"evict"}:
         return f"compressed by {names}: all {num_tokens} tokens of the prompt are kept; of media it attends to a share"
     return f"compressed by {names}: nothing to shorten in the prompt of {num_tokens} tokens"
 

@@ -5,12 +5,13 @@ Shapes: B rows, H heads, N tokens, W head width, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from unimodal.compression.running.contracts import CacheMethod
 from unimodal.compression.running.decoder_parts import NEEDS, DecoderParts, LayerKind
@@ -82,6 +83,22 @@ def check_attention(parts: DecoderParts, run_layer: LayerRunner) -> None:
             parts.kinds[index] = still.setdefault(kind, LayerKind(kind.name, kind.window, kind.rotation.stop()))
         elif measure_difference(kind.rotation.rotate_by(own, offset), moved) > find_tolerance(backbone):
             raise ValueError(f"{name} turns its keys in a way that this method does not know; {NEEDS}")
+
+
+def check_cache(cache: object) -> None:
+    """Raises ValueError for a cache that cannot lose entries."""
+    if cache is not None and (not isinstance(cache, Cache) or cache.is_compileable):
+        name = type(cache).__name__
+        raise ValueError(f"compression needs a DynamicCache, not a {name}; leave cache_implementation out")
+
+
+def warn_without_cache(methods: Sequence[CacheMethod], num: int) -> None:
+    """Warns where a call of `num` tokens keeps no cache, in which a method would act."""
+    for method in methods:
+        chooses = method.acts == "select" and method.count_chunk(num) is None
+        if method.keep < 1 and (chooses or method.acts in ("evict", "store", "replay")):
+            name = type(method).__name__
+            warnings.warn(f"{name} acts on the cache, and with use_cache=False it does nothing", stacklevel=2)
 
 
 def check_call(ids: Tensor | None, mask: Tensor | None, settings: dict[str, object]) -> None:

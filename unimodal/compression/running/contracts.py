@@ -94,7 +94,7 @@ class OpenMethod:
 
     head: what makes logits of the decoder's states; None: its embeddings do. chosen: span → places, int64 [M], of the
     tokens that it kept in the last call with input spans. rows: of each row of the last prompt that was read with a
-    cache, its tokens and what the cache keeps of them.
+    cache, its tokens and what the cache keeps of them. users: how often it was entered and not left, in all threads.
     """
 
     method: TokenMethod | CacheMethod
@@ -103,3 +103,4 @@ class OpenMethod:
     stats: CompressionStats = field(default_factory=CompressionStats)
     chosen: dict[LocatedSpan, Tensor] = field(default_factory=dict)
     rows: list[KeptTokens] = field(default_factory=list)
+    users: int = 0

@@ -26,7 +26,14 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from unimodal.compression.running.attention_rows import WatchedLayer
-from unimodal.compression.running.checks import check_attention, check_call, check_forward, check_together
+from unimodal.compression.running.checks import (
+    check_attention,
+    check_cache,
+    check_call,
+    check_forward,
+    check_together,
+    warn_without_cache,
+)
 from unimodal.compression.running.contracts import CacheMethod, OpenMethod, TokenMethod
 from unimodal.compression.running.decoder_parts import DecoderParts, LayerKind
 from unimodal.compression.running.forward_pass import ForwardPass, LayerPreview, preview_layer
@@ -77,6 +84,7 @@ class PlanExecutor:
             executor = cls._find(backbone) or cls(backbone, reader)
             executor._check(opened.method)
             executor.users += 1
+            opened.users += 1
             if executor.users == 1:
                 INTERCEPTION.install()
                 backbone.forward = executor.forward
@@ -89,6 +97,7 @@ class PlanExecutor:
         leave(opened)
         with self._lock:
             self.users -= 1
+            opened.users -= 1
             if not self.users:
                 del self.backbone.forward
                 self.reader.remove()
@@ -166,6 +175,7 @@ class PlanExecutor:
         outside the context, or with inner outputs requested.
         """
         cache = cache if cache is not None else past_key_values
+        check_cache(cache)
         given = self.reader.complete(CallInput(input_ids, attention_mask, position_ids))
         input_ids, attention_mask, position_ids = given.ids, given.mask, given.position_ids
         check_call(input_ids, attention_mask, settings)
@@ -184,6 +194,8 @@ class PlanExecutor:
         if given.blocks is not None and any(o.method.acts_on == "cache" and o.method.acts == "mix" for o in methods):
             raise ValueError("pictures of this model see themselves in both directions; use another method than still")
         evictable = self._find_evictable(cache_methods, input_ids, valid, found)
+        if not cache_layers and bool(evictable.any()):
+            warn_without_cache(cache_methods, num)
         if num > 1 and any(o.method.acts_on == "tokens" and o.method.acts_on_words for o in methods):
             found = [*found, *find_word_spans(self.reader.find_words(input_ids) & valid, valid)]
         embedded = self.parts.embed(input_ids, inputs_embeds)
@@ -259,8 +271,6 @@ class PlanExecutor:
             if not (self.backbone.config.use_cache if use_cache is None else use_cache):
                 return [], None
             cache = DynamicCache()
-        if not isinstance(cache, Cache) or cache.is_compileable:
-            raise ValueError(f"compression needs a DynamicCache, not a {type(cache).__name__}")
         layers = self.parts.layers
         if not all(isinstance(layer, SlotLayer) for layer in cache.layers) or len(cache.layers) != len(layers):
             if cache.get_seq_length():

@@ -34,8 +34,11 @@ def estimate_kept(ids: Sequence[int], methods: Sequence[Method], vocabulary: Voc
     for span in spans:
         left = len(span.columns)
         for method in methods:
-            if method.shortens and span.modality in method.modalities:
-                left = count_share(method.keep, left)
+            if method.acts_on == "tokens" and method.shortens and span.modality in method.modalities:
+                left = min(left, count_share(method.keep, len(span.columns)))  # of the span as it was read
+        for method in methods:
+            if method.acts_on == "cache" and method.shortens and span.modality in method.modalities:
+                left = count_share(method.keep, left)  # of what reaches the cache
         gone += len(span.columns) - left
     return len(ids) - gone
 

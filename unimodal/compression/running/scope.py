@@ -18,7 +18,7 @@ _OPEN: ContextVar[tuple[OpenMethod, ...]] = ContextVar("unimodal_compression", d
 
 def find_open(backbone: nn.Module) -> list[OpenMethod]:
     """The methods that are open here for a decoder, the outermost first."""
-    return [opened for opened in _OPEN.get() if opened.backbone is backbone]
+    return [opened for opened in _OPEN.get() if opened.backbone is backbone and opened.users]
 
 
 def is_compressing(backbone: nn.Module) -> bool:
@@ -27,8 +27,12 @@ def is_compressing(backbone: nn.Module) -> bool:
 
 
 def enter(opened: OpenMethod) -> None:
-    _OPEN.set((*_OPEN.get(), opened))
+    _OPEN.set((*(other for other in _OPEN.get() if other.users), opened))  # without those that others left
 
 
 def leave(opened: OpenMethod) -> None:
-    _OPEN.set(tuple(other for other in _OPEN.get() if other is not opened))
+    """Takes the innermost one away; one that was entered twice stays open once."""
+    here = _OPEN.get()
+    found = [number for number, other in enumerate(here) if other is opened]
+    if found:  # not where it was opened elsewhere
+        _OPEN.set((*here[: found[-1]], *here[found[-1] + 1 :]))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from unimodal.compression.running.checks import check_cache
 from unimodal.compression.running.reading import CallInput, number_blocks
 from unimodal.compression.running.scope import is_compressing
 from unimodal.compression.running.spans import LocatedSpan, TurnState
@@ -97,6 +98,7 @@ class VisionLanguageReader:
         ids, mask = settings.get("input_ids"), settings.get("attention_mask")
         if not isinstance(ids, Tensor):
             raise ValueError("compression finds pictures by their ids; call the model with input_ids")
+        check_cache(settings.get("cache", settings.get("past_key_values")))
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise ValueError("compression makes the masks itself; give a 2-d attention_mask, or none")
         blocks = None
