@@ -307,3 +307,18 @@ def test_parts_that_exclude_each_other_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DistillationConfig.model_validate({"teacher": "x", **settings})
     assert RelationConfig().sample == 256
+
+
+def test_the_teachers_distributions_are_weighed_by_medium(make_model, vocabulary):
+    student, teacher, answers = make_model(), make_model(seed=4), make_answers(vocabulary)
+    cfg = LossConfig(softmax="joint", modality_weights={"text": 0.0, "image": 2.0})
+    images, terms = vocabulary.get_block_range("image"), []
+    with torch.no_grad():
+        for question, answer, _ in answers:
+            chosen = torch.tensor([token in images for token in answer])
+            now, known = (logits_alone(model, question, answer)[chosen] for model in (student, teacher))
+            terms += [jsd(one[None], other[None], 0, 1.0) for one, other in zip(now, known, strict=True)]
+        own = DistillationConfig(teacher="x", share=1.0, logits=LogitsConfig())
+        total, parts = TeacherLoss(student, vocabulary, cfg, own, Teacher(teacher))(*pack(answers))
+    assert parts["metrics"]["teacher_logits"][0] == pytest.approx(float(torch.stack(terms).mean()), abs=1e-5)
+    assert float(total) / parts["weight"] == pytest.approx(parts["metrics"]["teacher_logits"][0], abs=1e-5)

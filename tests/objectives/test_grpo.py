@@ -7,6 +7,7 @@ from tests.objectives.judged import make_answers, pack_documents, render, score_
 from tests.objectives.test_preference import JOINT, moved, with_adapters
 from unimodal.model.attention import set_attention
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss, compute_advantages
+from unimodal.objectives.next_token import LossConfig
 
 ADVANTAGES = (1.3, -0.4, 0.0, -1.1, 0.8, 0.2)
 OWN = {"rewards": {"similarity": {}}}
@@ -65,3 +66,25 @@ def test_validation_scores_the_rows_own_answers(make_model, vocabulary):
         total, found = module(*batch)
         torch.testing.assert_close(total, -score_alone(make_model(), question, answer).sum(), rtol=0, atol=1e-5)
     assert found["weight"] == len(answer)
+
+
+def test_the_weight_of_a_medium_weighs_its_tokens(make_model, vocabulary):
+    """The mean over an answer's tokens is a weighted one, and validation is that of next-token training."""
+    model, answers = make_model(), make_answers(vocabulary)[1:2]
+    cfg = LossConfig(softmax="joint", modality_weights={"text": 0.5, "image": 2.0})
+    module = GrpoLoss(model, vocabulary, cfg, GrpoConfig(**OWN, beta=0.3))
+    start = make_model()
+    moved(model)
+    [(question, answer, _)] = answers
+    images = vocabulary.get_block_range("image")
+    weights = torch.tensor([2.0 if token in images else 0.5 for token in answer])
+    assert len(set(weights.tolist())) == 2
+    with torch.no_grad():
+        now, before = (score_alone(one, question, answer) for one in (model, start))
+        each = -1.3 + 0.3 * (torch.exp(before - now) - (before - now) - 1)
+        batch, values = pack_documents([render(question, answer).give_values(1.3, 0.0)])
+        total, _ = module(*batch, values=values)
+        torch.testing.assert_close(total, (weights * each).sum() / weights.sum(), rtol=0, atol=1e-5)
+        total, found = module(*batch)
+        torch.testing.assert_close(total, -(weights * now).sum(), rtol=0, atol=1e-4)
+    assert found["weight"] == pytest.approx(float(weights.sum()))

@@ -1,6 +1,7 @@
 """DPO and its relatives against their formulas, written out over a stock model that sees each answer alone."""
 
 import copy
+import math
 import os
 import signal
 from contextlib import nullcontext
@@ -243,3 +244,35 @@ def test_training_prefers_the_chosen_and_a_stopped_run_goes_on_alike(make_model,
 def test_label_smoothing_of_another_kind_is_refused(make_model, vocabulary):
     with pytest.raises(ValueError, match="label_smoothing goes with kind sigmoid, not ipo"):
         PreferenceLoss(make_model(), vocabulary, None, PreferenceConfig(kind="ipo", label_smoothing=0.1))
+
+
+def test_the_chosen_answers_are_weighed_by_medium_too(make_model, vocabulary):
+    answers, model = make_answers(vocabulary), make_model()
+    cfg = LossConfig(softmax="joint", modality_weights={"text": 0.0})
+    images = vocabulary.get_block_range("image")
+    batch, values = pack_pairs(answers)
+    with torch.no_grad():
+        plain, found = PreferenceLoss(model, vocabulary, cfg)(*batch, values=values)
+        more, _ = PreferenceLoss(model, vocabulary, cfg, PreferenceConfig(chosen_weight=0.7))(*batch, values=values)
+        scores = torch.cat(
+            [
+                score_alone(model, question, chosen)[[token in images for token in chosen]]
+                for question, chosen, _ in answers
+            ]
+        )
+    torch.testing.assert_close((more - plain) / found["weight"], -0.7 * scores.mean(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_the_noise_of_a_base_is_not_compared(vocabulary, kind):
+    """A base with dropout, in training: as in TRL it has none here, so that at the start no answer is preferred."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    more = {"ffn_dim": 48, "word_embed_proj_dim": 32} if kind == "opt" else {}
+    config = AutoConfig.for_model(kind, vocab_size=vocabulary.size, pad_token_id=0, **sizes, **more)
+    model = AutoModelForCausalLM.from_config(config)
+    set_attention(model, "varlen")
+    batch, values = pack_pairs(make_answers(vocabulary))
+    total, found = PreferenceLoss(model, vocabulary, JOINT).train()(*batch, values=values)
+    torch.testing.assert_close(total / found["weight"], torch.tensor(math.log(2)), rtol=0, atol=1e-6)

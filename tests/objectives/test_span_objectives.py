@@ -1,5 +1,7 @@
 """Objectives over spans of codes, each against its formula written out document by document under a stock forward."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -11,8 +13,10 @@ from unimodal.objectives.next_x import NextXConfig, NextXLoss
 from unimodal.objectives.noise import add_noise, draw_logit_normal
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.parallel_copies import ParallelCopies, ParallelCopyConfig
+from unimodal.objectives.silence import PATIENCE
 from unimodal.objectives.spans import choose_spans
 from unimodal.objectives.token_unify import TASKS, TokenUnify, TokenUnifyConfig, draw_task, hide_by_task
+from unimodal.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -235,3 +239,19 @@ def test_what_does_not_go_together_is_one_line(make_model, vocabulary):
     ):
         with pytest.raises(ValueError, match=message):
             kind(**wrong)
+
+
+def test_a_corpus_without_such_spans_is_told_once(make_model, vocabulary):
+    module = TokenUnify(make_model(), vocabulary).train()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(2 * PATIENCE):
+            module(ids, ids, torch.arange(4)[None])
+    assert [str(one.message)[:30] for one in found] == ["objective.token_unify has foun"]
+
+
+def test_a_vocabulary_of_words_has_no_spans(make_model):
+    text = Vocabulary.build(20, [], [])
+    with pytest.raises(ValueError, match="of a fixed number of codes, and the vocabulary has none"):
+        AnyOrderLoss(make_model(), text)

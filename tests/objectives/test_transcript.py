@@ -12,8 +12,9 @@ from unimodal.model.attention import set_attention
 from unimodal.model.rows import extend_rows
 from unimodal.objectives.masked_codes import MaskedCodes
 from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.silence import PATIENCE
 from unimodal.objectives.sinks import SinkConfig, SinkDecorrelation
-from unimodal.objectives.transcript import PATIENCE, TranscriptConfig, TranscriptReading
+from unimodal.objectives.transcript import TranscriptConfig, TranscriptReading
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 TEXT = 48

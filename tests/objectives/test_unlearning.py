@@ -6,6 +6,7 @@ import torch
 from tests.objectives.judged import make_answers, pack_documents, render, score_alone
 from tests.objectives.test_preference import JOINT, moved
 from unimodal.model.attention import set_attention
+from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss, replace_expressions
 
 KEEP = (True, False, False, True, False, True)
@@ -114,3 +115,19 @@ def test_what_is_forgotten_falls_and_what_is_kept_stays(make_model, vocabulary):
         optimizer.step()
     kept, forgotten = measure(True), measure(False)
     assert min(before) > 0.2 and kept > 0.8 * before[0] and forgotten < 0.5 * before[1]
+
+
+def test_the_weight_of_a_medium_weighs_its_tokens(make_model, vocabulary):
+    answers = make_answers(vocabulary)
+    images = vocabulary.get_block_range("image")
+    cfg = LossConfig(softmax="joint", modality_weights={"text": 0.0, "image": 2.0})
+    module = UnlearningLoss(make_model(), vocabulary, cfg, UnlearningConfig(reinforced="x"), make_model(seed=3))
+    alike = UnlearningLoss(make_model(), vocabulary, JOINT, UnlearningConfig(reinforced="x"), make_model(seed=3))
+    batch, values = pack_rows(answers)
+    ids, labels, positions = batch
+    pictures = torch.where((labels >= images.start) & (labels < images.stop), labels, -100)
+    with torch.no_grad():
+        total, found = module(ids, labels, positions, values=values)
+        expected, parts = alike(ids, pictures, positions, values=values)
+    torch.testing.assert_close(total, 2 * expected, rtol=0, atol=1e-4)
+    assert found["weight"] == 2 * parts["weight"] > 0

@@ -184,13 +184,17 @@ def test_next_token_by_its_name_is_the_default(settings, tmp_path):
         ("answers", "objective.grpo.rewards={caption: {wish: draw}}", "rewards.caption.wish: wish is"),
         ("answers", "objective.grpo.rewards={no.such:thing: {}}", "'no.such:thing' cannot be imported"),
         ("answers", "objective.grpo={rewards: {caption: {}}, weights: {ctc: 1}}", "weights names 'ctc'"),
-        ("questions", "objective.grpo={max_tokens: 70, rewards: {similarity: {}}}", "set objective.grpo.medium"),
-        ("questions", "objective.grpo={medium: image, max_tokens: 70, rewards: {similarity: {}}}",
+        ("questions", ["objective.grpo={max_tokens: 70, rewards: {similarity: {}}}", "loop.evaluate_every=0"],
+         "set objective.grpo.medium"),
+        ("questions", ["objective.grpo={medium: image, max_tokens: 70, rewards: {similarity: {}}}",
+                       "loop.evaluate_every=0"],
          "compares with the row's own answer, and this row has none"),
         ("answers", "objective.grpo={max_tokens: 250, rewards: {similarity: {}}}", "leave no room"),
         ("answers", f"objective.grpo={{max_tokens: 70, rewards: {{{__name__}:give_nothing: {{}}}}}}", "gave nan for"),
         ("answers", "objective.grpo={max_tokens: 70, rewards: {ctc: {}}}", "has no `reading`"),
         ("answers", ["loop.steps=0", "loop.epochs=1", "objective.grpo.rewards={similarity: {}}"], "give loop.steps"),
+        ("questions", "objective.grpo={medium: image, max_tokens: 70, rewards: {caption: {}}}",
+         "no document for validation has an answer to score"),
         ("labels", "objective.unlearning.reinforced=nowhere", "nowhere has no vocabulary.json"),
         ("labels", "objective.unlearning.strength=1", "reinforced is not set"),
     ],
@@ -201,6 +205,18 @@ def test_mistakes_are_one_line_and_status_2(settings, tmp_path, capsys, rows, ch
     with pytest.raises(SystemExit) as stop:
         recipe("finetune_lora", *settings(rows), *changes)
     check_refused(stop, capsys, message, tmp_path)
+
+
+def test_a_run_does_not_go_on_where_an_answer_is_called_otherwise(settings, preferences, tmp_path, capsys):
+    asked = [*settings("labels"), "objective=kto", "loop.steps=1", "corpus.validation_share=0"]
+    asked = [one for one in asked if not one.startswith("loop.evaluate_every")]
+    recipe("finetune_lora", *asked)
+    rows = [json.loads(line) for line in (preferences / "labels.jsonl").read_text().splitlines()]
+    rows[3]["label"] = not rows[3]["label"]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as stop:
+        recipe("finetune_lora", *asked, "loop.steps=2", f"corpus.datasets.0.path={tmp_path}/labels.jsonl")
+    assert stop.value.code == 2 and "holds a run of something else: data 0:labels.jsonl" in capsys.readouterr().err
 
 
 def check_refused(stop, capsys, message, tmp_path):

@@ -1,6 +1,7 @@
 """Rewards for answers of the model's own, each against what it says it is, on the tiny model."""
 
 import jiwer
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -118,6 +119,46 @@ def test_rewards_are_weighed_and_summed(context):
     rewards = Rewards({"caption": {"wish": "draw {text}."}, "similarity": {}}, {"similarity": 3.0})
     total, found = rewards.score(attempts, context)
     assert float(total[0]) == pytest.approx(float(found["caption"][0]) + 3.0, abs=1e-5)
+
+
+def give_numpy(attempts, context):
+    return np.arange(len(attempts), dtype=np.float32)
+
+
+def give_torch(attempts, context):
+    return torch.arange(len(attempts))
+
+
+def give_none(attempts, context):
+    return None
+
+
+def give_words(attempts, context):
+    return ["1"] * len(attempts)
+
+
+NO_FUNCTION = 3
+
+
+@pytest.mark.parametrize("name", ["give_numpy", "give_torch"])
+def test_numbers_of_numpy_and_torch_are_numbers(context, name):
+    rewards = Rewards({f"{__name__}:{name}": {}}, {})
+    assert rewards.score([attempt("draw.", Text("no"))] * 3, context)[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("give_none", {}, "gave None; it must give a list of a number for each answer"),
+        ("give_words", {}, "gave '1' for an answer to 'draw.'; it must be a finite number"),
+        ("give_none", {"scale": 2}, "unexpected keyword argument 'scale'"),
+        ("NO_FUNCTION", {}, "is no function"),
+    ],
+)
+def test_a_reward_of_ones_own_that_is_none_is_one_line(context, name, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Rewards({f"{__name__}:{name}": settings}, {}).score([attempt("draw.", Text("no"))], context)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_recogniser_that_cannot_be_had_is_one_line():

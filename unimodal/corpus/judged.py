@@ -30,6 +30,14 @@ class JudgedDocuments(RenderedDocuments):
         super().__init__(documents, chosen, template, limit, features=features, done_with_long=done_with_long)
         self.wanted = wanted
 
+    def hash_documents(self, rank: int = 0, num_ranks: int = 1) -> int:
+        """The same with the labels of the rows: a run does not go on where an answer is called otherwise."""
+        total = super().hash_documents(rank, num_ranks)
+        if self.wanted is None:
+            usable = [number for number in map(int, self.chosen[rank::num_ranks]) if number not in self.bad]
+            total += sum(5 * self.documents.hash_document(one) for one in usable if not self.dataset.is_good(one))
+        return total % 2**128
+
     def _render(self, document: Document, number: int, item: int, draw: int) -> Rendered:
         good = self.dataset.is_good(number) if self.wanted is None else self.wanted
         return super()._render(document, number, item, draw).give_values(1.0 if good else -1.0)

@@ -12,7 +12,8 @@ with ratio = p / p when the answer was written, and KL by its unbiased estimate 
 An answer is learnt from once, at the weights that wrote it, so that the ratio is 1 and the clip waits for `repeats`
 above 1. Values are those of TRL's GRPOTrainer with `loss_type="grpo"`.
 
-In a batch without values, as in validation, the rows' own answers are scored as in next-token training.
+The mean over tokens is weighted by `loss.modality_weights`. In a batch without values, as in validation, the rows' own
+answers are scored as in next-token training.
 
 Shapes: B rows, N tokens, K = 2 values a token (advantage, log-probability when it was written), P labelled tokens.
 """
@@ -80,7 +81,7 @@ class GrpoLoss(Objective):
                 before = -self.compute_losses(model, ids, labels, position_ids, packing, further).loss
         with parametrize.cached():
             losses = self.compute_losses(self.model, ids, labels, position_ids, packing, further)
-            result = losses.reduce()
+            result = losses.reduce(self.cfg.z_loss, self.cfg.modality_weights)
             if values is None:
                 return self.touch_tables(result.total), self.describe_parts(result.weight, result.per_block)
             advantage, written = values.flatten(0, 1)[losses.where].unbind(1)
@@ -95,8 +96,9 @@ class GrpoLoss(Objective):
                 each = each + own.beta * divergence
             present, answers = number_documents(position_ids)[losses.where].unique(return_inverse=True)
             num = len(present)
-            lengths = sum_documents(torch.ones_like(each), answers, num)
-            total = self.touch_tables((sum_documents(each, answers, num) / lengths).sum())
+            weights = self.weigh_modalities(losses)
+            lengths = sum_documents(weights, answers, num).clamp_min(1e-6)
+            total = self.touch_tables((sum_documents(weights * each, answers, num) / lengths).sum())
         tokens = float(len(each))
         metrics = {
             "divergence": (float(divergence.detach().sum()), tokens),

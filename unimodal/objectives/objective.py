@@ -102,9 +102,12 @@ class Objective(nn.Module):
 
     def weigh_modalities(self, losses: TokenLosses) -> Tensor:
         """The weight of each labelled token's medium, [P]."""
-        given = self.cfg.modality_weights
-        factors = [float(given.get(group.modality, 1.0)) for group in self.groups.groups]
-        return torch.tensor(factors, dtype=losses.loss.dtype, device=losses.loss.device)[losses.group]
+        return self.weigh_groups(losses.group).to(losses.loss.dtype)
+
+    def weigh_groups(self, group: Tensor) -> Tensor:
+        """group: int64 [P], of labels → the weight of its medium, [P]."""
+        factors = [float(self.cfg.modality_weights.get(one.modality, 1.0)) for one in self.groups.groups]
+        return torch.tensor(factors, device=group.device)[group]
 
     def touch_tables(self, total: Tensor) -> Tensor:
         """`total` plus 0 times the tables' rows: those that a batch does not score take part too, since DDP waits."""

@@ -125,7 +125,9 @@ class PreferenceLoss(Objective):
             terms = {"pairs": total}
             result = losses.reduce()
             if self.own.chosen_weight:
-                terms["chosen"] = self.own.chosen_weight * len(each) * mean_chosen(losses, sign)
+                terms["chosen"] = (
+                    self.own.chosen_weight * len(each) * mean_chosen(losses, sign, self.weigh_modalities(losses))
+                )
             total = self.touch_tables(torch.stack(list(terms.values())).sum())
         parts = self.describe_parts(float(len(each)), result.per_block, self._measure(scores.detach(), chosen))
         parts["terms"] = terms
@@ -211,7 +213,7 @@ def sum_answers(numbers: Tensor, weights: Tensor, documents: Tensor, sign: Tenso
     return sum_documents(numbers, inverse, len(present)), sum_documents(weights, inverse, len(present)), wanted
 
 
-def mean_chosen(losses: TokenLosses, sign: Tensor) -> Tensor:
-    """The mean cross-entropy of the tokens that are wanted, in nats."""
-    wanted = sign > 0
-    return (losses.loss * wanted).sum() / wanted.sum().clamp_min(1)
+def mean_chosen(losses: TokenLosses, sign: Tensor, weights: Tensor) -> Tensor:
+    """The mean cross-entropy of the tokens that are wanted, in nats, weighted by weights [P]."""
+    wanted = weights * (sign > 0)
+    return (losses.loss * wanted).sum() / wanted.sum().clamp_min(1e-6)

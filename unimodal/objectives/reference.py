@@ -28,11 +28,30 @@ def copy_trained(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, frozen).requires_grad_(False)
 
 
+def silence_dropout(model: PreTrainedModel) -> None:
+    """Takes the dropout out of a base, for as long as it lives in memory; that of adapters, which are asked for, stays.
+
+    It may be a module (GPT-2) or a number that a module hands on (OPT, attention).
+    """
+    for name, module in model.named_modules():
+        if "lora_" in name:
+            continue
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for key, value in vars(module).items():
+            if "dropout" in key and isinstance(value, float):
+                setattr(module, key, 0.0)
+
+
 class StartingModel(nn.Module):
-    """The model of the start. Make it before the first step, and before a checkpoint is loaded."""
+    """The model of the start. Make it before the first step, and before a checkpoint is loaded.
+
+    The base loses its dropout, as in TRL's DPOTrainer and KTOTrainer: what is compared would be the noise of both.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        silence_dropout(model)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         adapters = bool(find_lora_layers(model)) and all(".lora_" in name for name in trained)
         self.copy: PreTrainedModel | None = None if adapters else copy_trained(model)

@@ -33,6 +33,7 @@ from unimodal.model.soft_prompt import find_width
 from unimodal.model.windows import find_windows, make_layer_masks
 from unimodal.objectives.next_token import IGNORE, LossConfig, shift_labels
 from unimodal.objectives.objective import LossParts, Objective, number_documents, refuse_summed
+from unimodal.objectives.silence import SilentBatches
 from unimodal.objectives.spans import check_sees_ahead, find_runs
 from unimodal.vocabulary import Vocabulary
 
@@ -89,6 +90,7 @@ class RestoredCodes(Objective):
         check_sees_ahead(model)
         self.windows = find_windows(model.config)
         self.own, width = own, find_width(model)
+        self._silent = SilentBatches("objective.restored_codes has found no question with codes")
         with torch.no_grad():
             rows = model.get_input_embeddings()(torch.arange(vocabulary.size, device=next(model.parameters()).device))
         generator = torch.Generator().manual_seed(0)
@@ -110,6 +112,8 @@ class RestoredCodes(Objective):
             asked = find_questions(labels, documents)
             runs = self._find_read_runs(ids, labels, position_ids)
             hidden = choose_replaced(runs, self.own.share)
+            if self.training:
+                self._silent.count(bool(hidden.any()))
             table = self.model.get_input_embeddings()
             known = table(ids)
             states = self.model.get_decoder()(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from unimodal.model.windows import find_windows, make_layer_masks
 from unimodal.objectives.next_token import IGNORE, HeadGroups, LossConfig, TokenLosses, shift_labels
 from unimodal.objectives.objective import LossParts, Objective, number_documents
+from unimodal.objectives.silence import SilentBatches
 from unimodal.objectives.writing import SpanConfig
 from unimodal.vocabulary import Vocabulary
 
@@ -142,8 +143,9 @@ def leave_out_behind(labels: Tensor, position_ids: Tensor, spans: Sequence[Learn
 class SpanObjective(Objective):
     """The base class: checks that the base sees ahead, chooses spans, and runs the decoder under a mask of its own.
 
-    Raises ValueError for a base that sees the past only, and for a vocabulary with summed positions. name: of the
-    objective, for messages. mask_id: the row that stands for a hidden code; None is ``<|pad|>``.
+    Raises ValueError for a base that sees the past only, and for a vocabulary with summed positions or without blocks
+    of a fixed number of codes. name: of the objective, for messages. mask_id: the row that stands for a hidden code;
+    None is ``<|pad|>``.
     """
 
     def __init__(
@@ -167,6 +169,12 @@ class SpanObjective(Objective):
             if isinstance(module, nn.Embedding):
                 module.padding_idx = None  # which keeps a row from learning, and the mask is the padding's
         self.group_of_row = number_blocks(self.groups, vocabulary)
+        if not (self.group_of_row > 0).any():
+            raise ValueError(
+                f"objective.{name} learns blocks of one codebook and of a fixed number of codes, and the vocabulary "
+                "has none; leave it out"
+            )
+        self._silent = SilentBatches(f"objective.{name} has found no answer with codes that it learns in a span")
         self.windows = find_windows(model.config)
         self.known: Collection[tuple[int, int]] | None = None
 
@@ -181,7 +189,10 @@ class SpanObjective(Objective):
         """See `Objective.forward`."""
         assert further is None, "a vocabulary with summed positions is refused"
         position_ids = position_ids.expand_as(ids)
-        return self.learn(ids, labels, position_ids, self.choose(ids, labels, position_ids))
+        spans = self.choose(ids, labels, position_ids)
+        if self.training:
+            self._silent.count(bool(spans))
+        return self.learn(ids, labels, position_ids, spans)
 
     def learn(
         self, ids: Tensor, labels: Tensor, position_ids: Tensor, spans: list[LearntSpan]

@@ -13,7 +13,6 @@ Shapes: B rows, N tokens, K values a token, D width, C classes.
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,13 +25,11 @@ from unimodal.model.rows import select_head_biases, select_head_parts
 from unimodal.objectives.ctc import compute_ctc_loss, find_spoken_answers, find_spoken_block
 from unimodal.objectives.objective import LossParts
 from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.silence import SilentBatches
 from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-PATIENCE = 50  # batches
 
 
 class TranscriptConfig(Config):
@@ -61,7 +58,7 @@ class TranscriptReading(nn.Module):
         self.audio, self.text = find_spoken_block(vocabulary, own.block), range(vocabulary.text_size)
         self.blank = vocabulary.get_control_id("<|pad|>")
         self._states: list[Tensor] = []
-        self._silent = 0  # batches without a sound, until the first one
+        self._silent = SilentBatches("objective.transcript has found no sound that is answered in words")
 
     @property
     def model(self) -> PreTrainedModel:
@@ -79,10 +76,9 @@ class TranscriptReading(nn.Module):
         utterances = find_spoken_answers(ids, labels, position_ids, self.audio, self.text)
         if not torch.is_grad_enabled():  # validation scores the objective alone
             return self.main(ids, labels, position_ids, further, values)
+        self._silent.count(bool(utterances))
         if not utterances:
-            self._count_silent()
             return self.main(ids, labels, position_ids, further, values)
-        self._silent = -1
         handle = self.model.get_decoder().register_forward_hook(
             lambda module, inputs, out: self._states.append(out.last_hidden_state)
         )
@@ -98,19 +94,6 @@ class TranscriptReading(nn.Module):
         added = self.own.weight * term
         parts["terms"] = parts.get("terms", {"objective": total}) | {"transcript": added}
         return total + added, parts
-
-    def _count_silent(self) -> None:
-        """Say once that nothing is read."""
-        if self._silent < 0:
-            return
-        self._silent += 1
-        if self._silent == PATIENCE:
-            warnings.warn(
-                f"objective.transcript has found no sound that is answered in words in {PATIENCE} batches; it adds "
-                "nothing to such a corpus",
-                stacklevel=2,
-            )
-            self._silent = -1
 
     def _read(self, hidden: Tensor, utterances: list[tuple[Tensor, Tensor]]) -> Tensor:
         """hidden [B, N, D] → the summed CTC loss of the transcripts, in nats."""

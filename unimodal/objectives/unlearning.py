@@ -13,7 +13,8 @@ them put in, and each token gets the prediction at the same place of that text. 
 replaced.
 
 Rows with `label: false` are forgotten. Rows with `label: true` hold what must stay: there the distribution of the start
-is learnt, which the paper does without (`keep_weight: 0` or no such rows). The loss is a mean over tokens.
+is learnt, which the paper does without (`keep_weight: 0` or no such rows). The loss is a mean over tokens, weighted by
+`loss.modality_weights`.
 
 Shapes: B rows, N tokens, M tokens of the text with replacements, K = 1 value a token (-1 forget, 1 keep), P labelled
 tokens, c of a chunk, R rows of its softmax, D width.
@@ -112,9 +113,10 @@ class UnlearningLoss(Objective):
             for chunk, target in zip(chunks, wanted, strict=True):
                 kept = keeps[chunk.places]
                 losses = self._compare(chunk, target, hidden[tokens.where[chunk.places]])  # [c]
-                factor = torch.where(kept, self.own.keep_weight, 1.0)
-                forget = forget + losses[~kept].sum()
-                keep = keep + self.own.keep_weight * losses[kept].sum()
+                media = self.weigh_groups(tokens.group[chunk.places])
+                factor = media * torch.where(kept, self.own.keep_weight, 1.0)
+                forget = forget + (factor * losses)[~kept].sum()
+                keep = keep + (factor * losses)[kept].sum()
                 weight += float(factor.sum())
                 own_label = -self._score_labels(chunk, hidden[tokens.where[chunk.places]], tokens.index[chunk.places])
                 for name, of, numbers in (

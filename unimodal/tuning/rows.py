@@ -33,12 +33,16 @@ CONTROL_WORDS = {
 
 
 def describe_controls(template: Template) -> dict[int, list[int]]:
-    """The words that each control begins from: row of the control → text rows."""
+    """The words that each control begins from: row of the control → text rows.
+
+    A control whose words a tokenizer has no tokens for, such as line breaks, is left out.
+    """
     words = dict(CONTROL_WORDS)
     for medium in MEDIA.values():
         words.setdefault(f"<|{medium.name}_start|>", f" {medium.noun}:")
         words.setdefault(f"<|{medium.name}_end|>", f" end of {medium.noun}")
-    return {control.id: template.text.encode(words[control.name]) for control in template.vocabulary.controls}
+    found = {control.id: template.text.encode(words[control.name]) for control in template.vocabulary.controls}
+    return {row: ids for row, ids in found.items() if ids}
 
 
 def read_row_words(path: Path, template: Template) -> dict[int, list[int]]:

@@ -45,6 +45,8 @@ def make_trainer(
     parallel.wait_for_all()
     corpus.check()  # before the trainer writes anything
     validation = corpus.make_validation_batches()
+    if loop.evaluate_every and validation and watch is None and not any((one.labels >= 0).any() for one in validation):
+        raise ValueError("no document for validation has an answer to score; give others, or set loop.evaluate_every=0")
     compute_loss = make_packed_loss(parallel.wrap(module), parallel.device, shares_every=shares_every)
 
     def loss(batch: PackedBatch, step: int) -> WeightedLoss:

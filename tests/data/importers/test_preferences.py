@@ -118,7 +118,20 @@ def test_all_layouts_say_the_same_label(opened, name):
     assert [found.is_good(0), found.is_good(1)] == [True, False]
 
 
-@pytest.mark.parametrize(("label", "message"), [({}, "has no label"), ({"label": 0.5}, "'label' is 0.5")])
+def test_labels_of_a_csv_file_are_texts(opened):
+    found = opened([LABELLED["TRL"] | {"label": label} for label in ("1", "0", " True", "FALSE")], "labels")
+    assert [found.is_good(number) for number in range(4)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({}, "has no label"),
+        ({"label": 0.5}, "'label' is 0.5"),
+        ({"label": "yes"}, "'label' is 'yes'"),
+        ({"label": True, "kto_tag": False}, "'label' is True and 'kto_tag' is False; name one of them in ignore"),
+    ],
+)
 def test_a_row_without_a_label_is_refused(opened, label, message):
     with pytest.raises(ValueError, match=message):
         opened([{"prompt": "which fruit?", "completion": "an apple"} | label], "labels")

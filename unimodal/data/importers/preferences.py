@@ -111,17 +111,25 @@ def _begins_with_question(answer: object, name: str) -> bool:
 def split_label(row: Row) -> tuple[Row, bool]:
     """A row with a label → (the row as for supervised training, whether its answer is good).
 
-    Raises ValueError for a row without a label, or with one that is neither true nor false.
+    Raises ValueError for a row without a label, with one that is neither true nor false, or with two that differ.
     """
     found = [name for name in LABELS if row.get(name) is not None]
     if not found:
-        raise ValueError("the row has no label; give label (or kto_tag) true or false, or train without objective.kto")
-    value = row[found[0]]
-    words = {"true": True, "false": False}
-    value = words.get(value.lower(), value) if isinstance(value, str) else value
+        raise ValueError(
+            "the row has no label; give label (or kto_tag) true or false, or choose an objective that needs none"
+        )
+    wanted = {_read_label(name, row[name]) for name in found}
+    if len(wanted) > 1:
+        raise ValueError(" and ".join(f"{name!r} is {row[name]!r}" for name in found) + "; name one of them in ignore")
+    return {name: value for name, value in row.items() if name not in found}, wanted.pop()
+
+
+def _read_label(name: str, value: object) -> bool:
+    words = {"true": True, "false": False, "1": True, "0": False}  # a CSV file has texts alone
+    value = words.get(value.strip().lower(), value) if isinstance(value, str) else value
     if value not in (0, 1):
-        raise ValueError(f"{found[0]!r} is {value!r}; an answer is good (true) or bad (false)")
-    return {name: value for name, value in row.items() if name not in found}, bool(value)
+        raise ValueError(f"{name!r} is {value!r}; an answer is good (true) or bad (false)")
+    return bool(value)
 
 
 def import_question(row: Row, import_one: Callable[[Row], Conversation]) -> Conversation:

@@ -33,6 +33,7 @@ from unimodal.objectives.distillation.relations import RelationConfig, RelationM
 from unimodal.objectives.distributions import compute_logits, differentiate_chunk, find_labelled, list_chunks
 from unimodal.objectives.next_token import LossConfig, TokenLosses, shift_labels
 from unimodal.objectives.objective import LossParts, Objective, number_documents, refuse_summed, run_decoder
+from unimodal.objectives.silence import SilentBatches
 from unimodal.objectives.states import BlockStates
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
@@ -100,6 +101,7 @@ class TeacherLoss(Objective):
         super().__init__(model, vocabulary, cfg)
         refuse_summed(vocabulary, "distillation")
         self.own = own
+        self._silent = SilentBatches("objective.distillation.likelihood has found no learnt text")
         teacher.model.requires_grad_(False).eval()
         self._teacher = [teacher]  # in a list: it is not trained, saved or split
         self.logits = own.learnt_logits if not (own.hidden or own.relations or own.likelihood) else own.logits
@@ -202,10 +204,10 @@ class TeacherLoss(Objective):
         hidden: Tensor,
         strong: Tensor | None,
     ) -> Tensor:
-        """The mean divergence of the labelled tokens."""
+        """The mean divergence of the labelled tokens, weighted by their media."""
         [teacher] = self._teacher
         tokens = find_labelled(ids, shift_labels(labels, position_ids), self.groups)
-        flat = hidden.flatten(0, 1)
+        flat, weights = hidden.flatten(0, 1), self.weigh_groups(tokens.group)
         if self.kept is not None:
             known, rows = self.kept.find(
                 ids, labels, position_ids, tokens.where, lambda: self._take_all(ids, labels, position_ids)
@@ -223,8 +225,9 @@ class TeacherLoss(Objective):
             def compare(logits: Tensor, top: Tensor = top, which: Tensor = which) -> Tensor:
                 return compare_top(top, which, logits, cfg)
 
-            total = total + differentiate_chunk(compare, self.model, flat[places], chunk.rows).sum()
-        return total / len(tokens.where)
+            each = differentiate_chunk(compare, self.model, flat[places], chunk.rows)
+            total = total + (weights[chunk.places] * each).sum()
+        return total / weights.sum().clamp_min(1e-6)
 
     @torch.no_grad()
     def _take_all(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,6 +250,8 @@ class TeacherLoss(Objective):
         [teacher] = self._teacher
         assert teacher.text is not None and teacher.own_text is not None
         chunks = find_chunks(ids, labels, position_ids, teacher.own_text, teacher.text, teacher.begin, cfg.chunks)
+        if self.training:
+            self._silent.count(bool(chunks.num))
         if not chunks.num:
             return losses.loss.sum() * 0.0
         with torch.no_grad():

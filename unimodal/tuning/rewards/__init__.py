@@ -9,11 +9,13 @@ A function of one's own is called as `Reward` is, with its settings as further a
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -45,7 +47,10 @@ class Rewards:
         """
         found = {}
         for name, reward in self._rewards.items():
-            scores = list(reward(attempts, context))
+            given = reward(attempts, context)
+            if not isinstance(given, Iterable):
+                raise ValueError(f"the reward {name} gave {given!r}; it must give a list of a number for each answer")
+            scores = [_read_number(score) for score in given]
             if len(scores) != len(attempts):
                 raise ValueError(f"the reward {name} gave {len(scores)} numbers for {len(attempts)} answers")
             for attempt, score in zip(attempts, scores, strict=True):
@@ -59,9 +64,25 @@ class Rewards:
         return total.double(), found
 
 
+def _read_number(score: object) -> object:
+    """A number of numpy or torch as one of Python; anything else as it is."""
+    if isinstance(score, np.generic) or (isinstance(score, Tensor) and score.numel() == 1):
+        return score.item()
+    return score
+
+
 def _make_reward(name: str, settings: Mapping[str, object]) -> Reward:
     if ":" in name:
-        return cast(Reward, partial(load_function(name), **settings))
+        function = load_function(name)
+        try:
+            inspect.signature(function).bind((), None, **settings)
+        except TypeError as error:
+            raise ValueError(
+                f"objective.grpo.rewards.{name}: {error}; it is called with answers, context, settings"
+            ) from None
+        except ValueError:
+            pass  # a function of C has no signature
+        return cast(Reward, partial(function, **settings))
     if name not in REWARDS:
         raise ValueError(f"the reward {name!r} is unknown; use {', '.join(REWARDS)}, or module:function")
     config, make = REWARDS[name]

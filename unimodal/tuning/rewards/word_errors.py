@@ -69,9 +69,12 @@ def load_recogniser(name: str) -> Callable[[Tensor], str]:
 
 
 def load_function(name: str) -> Callable[..., object]:
-    """The function "module:function". Raises ValueError if it cannot be imported."""
+    """The function "module:function". Raises ValueError if it cannot be imported, and for what is no function."""
     module, _, function = name.partition(":")
     try:
-        return cast(Callable[..., object], getattr(importlib.import_module(module), function))
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{name!r} cannot be imported ({error}); write it as module:function") from None
+    if not callable(found):
+        raise ValueError(f"{name!r} is no function; write it as module:function")
+    return cast(Callable[..., object], found)
