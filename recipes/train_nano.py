@@ -208,14 +208,15 @@ def make_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def begin_from(backbone: PreTrainedModel, folder: Path, vocabulary: Vocabulary) -> int:
-    """The weights of an earlier run, or of a finished model; → the steps that it had made, 0 of a model of other rows.
+    """The weights of an earlier run, or of a finished model; → the steps made so far, those of the parts before it among
+    them; 0 of a model of other rows.
 
     A model with other media gives the rows of its text, of its controls and of the blocks that both have.
     """
     earlier = load_checkpoint(folder)
     if earlier is not None:
         backbone.load_state_dict(earlier["model"])
-        return int(earlier["step"])
+        return int(earlier["step"]) + read_initial_steps(folder)
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{folder} holds no checkpoint and no model to begin from; train it first or drop `initial`")
     from safetensors.torch import load_file
@@ -232,8 +233,13 @@ def begin_from(backbone: PreTrainedModel, folder: Path, vocabulary: Vocabulary) 
     recipe = folder / "recipe.json"
     if theirs.to_dict() != vocabulary.to_dict() or not recipe.is_file():
         return 0
-    record = json.loads(recipe.read_text())
-    return int(record["config"]["loop"]["steps"]) + int(record["initial_steps"])
+    return int(json.loads(recipe.read_text())["config"]["loop"]["steps"]) + read_initial_steps(folder)
+
+
+def read_initial_steps(folder: Path) -> int:
+    """The steps that the parts before a run or a model had made, as its record has them; 0 without one."""
+    recipe = folder / "recipe.json"
+    return int(json.loads(recipe.read_text()).get("initial_steps", 0)) if recipe.is_file() else 0
 
 
 def take_rows(fresh: Tensor, rows: Tensor, ours: Vocabulary, theirs: Vocabulary) -> Tensor:

@@ -144,7 +144,6 @@ def study_row_prior(study: Study) -> Figures:
     num_text = load(study.model, device="cpu").vocabulary.text_size
     whole.resize_token_embeddings(num_text)
     whole.config.bos_token_id = whole.config.eos_token_id = whole.config.pad_token_id = 0
-    whole.generation_config = None
     base = study.out / "text_base"
     whole.save_pretrained(base)
     tokenizer = json.loads((study.model / "tokenizer.json").read_text())
@@ -329,7 +328,7 @@ def study_transcript(study: Study) -> Figures:
 
     prepared, sha256 = (
         study.raw.parent / "prepared" / "speech",
-        load(study.model, device="cpu").tokenizers["audio"].sha256,
+        load(study.model, device="cpu").coder.get_tokenizer("audio").sha256,
     )
     files = []
     for split, most in (("train", None), ("test", 200)):

@@ -163,6 +163,10 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
             top = weights.float().abs().amax(1, keepdim=True).clamp(min=2.0**-14)
             steps = weights.float() / torch.exp2(torch.ceil(torch.log2(top / 15)))
             assert torch.equal(steps, steps.round()) and len(steps.unique()) <= 31, name
+    third = [f"out={models}/nano_third", f"run={work}/runs/nano_third", f"initial={work}/runs/nano_more"]
+    recipe("train_nano", *settings, *more, *third, "loop.steps=1")
+    record = json.loads((models / "nano_third" / "recipe.json").read_text())
+    assert record["initial_steps"] == 2 + 8  # those of the parts before the part before, too
     next_part = [*settings, f"initial={models}/nano", f"run={work}/runs/nano_model", f"out={models}/nano_next"]
     recipe("train_nano", *next_part, "loop.steps=1")
     recipe("train_nano", *next_part, "loop.steps=2")  # goes on: it is known by what it began with
