@@ -252,15 +252,24 @@ def study_sinks(study: Study) -> Figures:
 
 
 def study_grpo(study: Study) -> Figures:
-    """GRPO by the model's own captions: the reward of drawings for wishes that are learnt from and others, how many of
-    them differ, and what a judge says of them that is no part of the model."""
-    from unimodal.tuning.picture_judge import PictureJudge
+    """GRPO by the model's own captions."""
+    return reinforce(study, "grpo", {"caption": {"wish": "Draw {text}."}})
+
+
+def study_grpo_similarity(study: Study) -> Figures:
+    """GRPO by likeness to the concept's picture of the first style, as the codes' vectors have it."""
+    return reinforce(study, "grpo_similarity", {"similarity": {}})
+
+
+def reinforce(study: Study, name: str, rewards: dict[str, dict[str, str]]) -> Figures:
+    """Drawings before and after GRPO: how well the model of the start names them, how many of them
+    differ, and what a judge says of them that is no part of the model, for wishes that are learnt from and others."""
+    from unimodal.evaluation.drawing_judge import DrawingJudge
     from unimodal.tuning.rewards import Attempt, RewardContext, Rewards
 
     learnt, held_out = study.split()
-    outside = PictureJudge(study.list_both(), STYLES)
-    rows = study.write_rows("wishes", [{"prompt": draw(c["name"])} for c in learnt])
-    settings = {"caption": {"wish": "Draw {text}."}}
+    outside = DrawingJudge(study.list_both(), STYLES)
+    rows = study.write_rows("wishes", [{"messages": [*draw(c["name"]), *answer_with(c[STYLES[0]])]} for c in learnt])
 
     def measure_wishes(concepts: Sequence[dict[str, str]], model: Unimodal, context: RewardContext) -> Figures:
         attempts, drawn = [], []
@@ -269,9 +278,9 @@ def study_grpo(study: Study) -> Figures:
             question = Document([Turn("user", f"Draw {concept['name']}.")])
             attempts.append(Attempt(question, (output.part,)))
             drawn.append(output.media)
-        scores, _ = Rewards(settings, {}).score(attempts, context)
+        scores, _ = Rewards({"caption": {"wish": "Draw {text}."}}, {}).score(attempts, context)
         different = {attempt.medium.codes.tobytes() for attempt in attempts if attempt.medium is not None}
-        return {"reward": round(float(scores.mean()), 3), "error": round(float(scores.std() / len(scores) ** 0.5), 3),
+        return {"caption": round(float(scores.mean()), 3), "error": round(float(scores.std() / len(scores) ** 0.5), 3),
                 "different": len(different), "drawings": len(attempts),
                 **outside.judge(drawn, [concept["name"] for concept in concepts])}  # fmt: skip
 
@@ -283,10 +292,10 @@ def study_grpo(study: Study) -> Figures:
 
     before = measure(study.model)
     folder = study.train(
-        "grpo", rows, None, "objective.grpo={medium: image, group: 6, questions: 2, max_tokens: 200}",
-        f"objective.grpo.rewards={json.dumps(settings)}", "loop.learning_rate=1e-3",
+        name, rows, None, "objective.grpo={medium: image, group: 6, questions: 2, max_tokens: 200}",
+        f"objective.grpo.rewards={json.dumps(rewards)}", "loop.learning_rate=1e-3",
     )  # fmt: skip
-    metrics = study.read_metrics("grpo")
+    metrics = study.read_metrics(name)
     third = max(1, len(metrics) // 3)
     course = [round(statistics.mean(m["reward"] for m in part), 3) for part in (metrics[:third], metrics[-third:])]
     return {"before": before, "after": measure(folder), "reward_while_training": course}
@@ -426,6 +435,7 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
     "unlearning": study_unlearning,
     "sinks": study_sinks,
     "grpo": study_grpo,
+    "grpo_similarity": study_grpo_similarity,
     "distillation": study_distillation,
     "row_prior": study_row_prior,
     "transcript": study_transcript,

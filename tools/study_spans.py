@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import unimodal  # noqa: F401 (before transformers)
+from unimodal.evaluation.drawing_judge import DrawingJudge
 from unimodal.pipeline import Unimodal, load
 from unimodal.sequence.document import Document, Turn
-from unimodal.tuning.picture_judge import PictureJudge
 from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -39,7 +39,7 @@ class Study(PictureStudy):
         self.held_out = concepts[::step][: self.drawings]
         self.learnt = concepts[1::step][: self.drawings]
         self.start = load(self.model, device="cpu")
-        self.judge_of = PictureJudge(concepts, (LEARNT, OTHER))
+        self.judge_of = DrawingJudge(concepts, (LEARNT, OTHER))
         kept = {concept["name"] for concept in self.held_out}
         rows: list[list[dict[str, object]]] = [[], []]
         for concept in concepts:

@@ -20,7 +20,7 @@ from unimodal.tokenizers.readers.frozen_encoder import FrozenEncoder
 SIZE = 64
 
 
-class PictureJudge:
+class DrawingJudge:
     """Compares drawings with the pictures of all concepts, as cosines of features less their mean.
 
     concepts: of each its `name`, and the file of each style. styles: the keys of these files.
