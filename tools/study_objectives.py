@@ -101,14 +101,19 @@ def write_pairs(study: Study, concepts: Sequence[dict[str, str]], name: str) -> 
 
 
 def study_preference(study: Study) -> Figures:
-    """DPO: the style that is chosen becomes the likelier one on held-out concepts."""
+    """DPO: the style that is chosen becomes the likelier one on held-out concepts; alone, and with the likelihood of
+    what is chosen beside it."""
     learnt, held_out = study.split()
     rows, others = write_pairs(study, learnt, "pairs"), write_pairs(study, held_out, "held_out_pairs")
-    before = compare_styles(load(study.model, device="cpu"), held_out)
-    folder = study.train("preference", rows, others, "objective.preference.beta=0.02", "loop.learning_rate=1e-3")
-    accuracy = study.read_metrics("preference")[-1]["validation_reward_accuracy"]
-    after = compare_styles(load(folder, device="cpu"), held_out)
-    return {"before": before, "after": after, "held_out_reward_accuracy": accuracy}
+    figures: Figures = {"before": compare_styles(load(study.model, device="cpu"), held_out)}
+    for name, more in (("preference", []), ("chosen_weight", ["objective.preference.chosen_weight=1"])):
+        settings = ["objective.preference.beta=0.02", "loop.learning_rate=1e-3", *more]
+        folder = study.train(name, rows, others, *settings)
+        figures[name] = {
+            **compare_styles(load(folder, device="cpu"), held_out),
+            "held_out_reward_accuracy": study.read_metrics(name)[-1]["validation_reward_accuracy"],
+        }
+    return figures
 
 
 def study_critical(study: Study) -> Figures:
