@@ -208,8 +208,8 @@ def make_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def begin_from(backbone: PreTrainedModel, folder: Path, vocabulary: Vocabulary) -> int:
-    """The weights of an earlier run, or of a finished model; → the steps made so far, those of the parts before it among
-    them; 0 of a model of other rows.
+    """The weights of an earlier run, or of a finished model; → the steps made so far, those of the parts before it too;
+    0 of a model of other rows.
 
     A model with other media gives the rows of its text, of its controls and of the blocks that both have.
     """
