@@ -4,23 +4,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.objectives.prompted import make_vocabulary
 from tests.objectives.test_prompt_objectives import DOCUMENTS, batch_of
-from tests.tiny_bases import PADDED, make_base, save_base
+from tests.tiny_bases import make_base, save_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
 from unimodal.model.prompt_settings import PrefixSettings, PromptSettings, SpaceSettings
 from unimodal.model.soft_prompt import find_soft_prompt, list_prompt_ids
 from unimodal.objectives.mmrl import MmrlConfig, MmrlLoss
 from unimodal.objectives.next_token import LossConfig
-from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 SPACE = PromptSettings(length=4, space=SpaceSettings(width=6))
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    layouts = [SpanLayout("image", [Segment("image", 4)])]
-    return Vocabulary.build(PADDED, [Block(name="image", modality="image", size=16)], layouts)
+    return make_vocabulary()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.objectives.prompted import make_vocabulary
 from tests.tiny_bases import PADDED, make_base, save_base
 from unimodal.model.build import build_model
 from unimodal.model.context_prompt import Context, ContextPrompt, join_examples
@@ -24,15 +25,13 @@ from unimodal.sequence.packing import pack, pad, stack
 from unimodal.sequence.templates.own import IGNORE, Rendered
 from unimodal.tuning.loss import to_tensors
 from unimodal.tuning.objective import make_objective
-from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 EXAMPLES = [([40, 3, 4, 41, 5, 6], 4), ([40, 7, 41, 8, 9], 3)]  # ids, and how many of them are no label
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    layouts = [SpanLayout("image", [Segment("image", 4)])]
-    return Vocabulary.build(PADDED, [Block(name="image", modality="image", size=16)], layouts)
+    return make_vocabulary()
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tests.objectives.prompted import make_vocabulary
 from tests.objectives.ranks import assert_ranks_agree, train, train_on_two
 from tests.objectives.test_prompt_objectives import batch_of, make_context
-from tests.tiny_bases import PADDED, make_base, save_base
+from tests.tiny_bases import make_base, save_base
 from unimodal.model.build import build_model
 from unimodal.model.prompt_settings import ContextSettings, PrefixSettings, PromptSettings, SpaceSettings
 from unimodal.model.soft_prompt import find_soft_prompt
@@ -14,7 +15,6 @@ from unimodal.objectives.mmrl import MmrlConfig, MmrlLoss
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.prompt_transfer import PromptTransfer, PromptTransferConfig
-from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 DOCUMENTS = [([40, 3, 9, 41, 6, 5], 4), ([40, 8, 41, 2], 3), ([40, 1, 1, 3, 41, 7, 7], 5), ([40, 5, 41, 4, 9], 3)]
 CFG = LossConfig(softmax="joint")
@@ -22,8 +22,7 @@ CFG = LossConfig(softmax="joint")
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    layouts = [SpanLayout("image", [Segment("image", 4)])]
-    return Vocabulary.build(PADDED, [Block(name="image", modality="image", size=16)], layouts)
+    return make_vocabulary()
 
 
 @pytest.fixture(scope="module")
