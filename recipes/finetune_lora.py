@@ -27,6 +27,7 @@ from unimodal.model.base import SMOLLM2, Precision, load_base
 from unimodal.model.build import build_model
 from unimodal.model.depth_decoder import DepthSettings
 from unimodal.model.fourier_head import FourierSettings
+from unimodal.model.initial_adapter import begin_from_adapter, list_initial_files
 from unimodal.model.lora import LoraSettings
 from unimodal.model.prompt_files import list_prompt_files
 from unimodal.model.prompt_settings import PromptSettings
@@ -59,6 +60,8 @@ class LoraRecipe(Config):
     base: Annotated[str, MAY_CHANGE] = SMOLLM2
     media: Annotated[Path | None, MAY_CHANGE] = Path("model_cards/nano")
     corpus: CorpusConfig
+    #: an adapter folder whose LoRA and rows this run begins from, to go on with other data or another objective
+    initial: Annotated[Path | None, MAY_CHANGE] = None
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/lora")
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/lora")
     push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
@@ -103,6 +106,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         "base": cfg.base,
         "media": cfg.media,
         "donor": cfg.donor,
+        "initial": cfg.initial,
         "prompt.source": cfg.prompt and cfg.prompt.source,
     }
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, sources)
@@ -122,6 +126,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     inputs = describe_inputs(
         template, media, base.model,
         {"donor": cfg.donor and cfg.donor / "model.safetensors", "row_words": cfg.row_words}
+        | list_initial_files(cfg.initial)
         | list_prompt_files(cfg.prompt, cfg.base)
         | list_weight_files(cfg.objective),
     )  # fmt: skip
@@ -144,6 +149,10 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         prompt=cfg.prompt,
         prompt_words=read_prompt_start(cfg.prompt, cfg.corpus, template, media, not flags.dry_run),
     )
+    if cfg.initial is not None:
+        taken = begin_from_adapter(model, cfg.initial, template.vocabulary)
+        if main:
+            print(f"begins from {cfg.initial}: {taken:,} of its new rows", file=sys.stderr)
     if not (cfg.eight_bit or cfg.four_bit):
         model.to(device)
     check_room(cfg.out, model, whole=False)

@@ -61,6 +61,7 @@ from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.rows import describe_codes
 from unimodal.vocabulary import Vocabulary, make_media_vocabulary, read_vocabulary
+from unimodal.vocabulary.match import match_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -244,17 +245,8 @@ def read_initial_steps(folder: Path) -> int:
 
 def take_rows(fresh: Tensor, rows: Tensor, ours: Vocabulary, theirs: Vocabulary) -> Tensor:
     """Rows [V, D] of our vocabulary, begun anew, with those of another model's rows that mean the same."""
-    if ours.text_sha256 != theirs.text_sha256:
-        raise ValueError("the model to begin from has another text tokenizer; drop `initial`")
-    fresh[: ours.text_size] = rows[: theirs.text_size]
-    for control in ours.controls:
-        if theirs.has_control(control.name):
-            fresh[control.id] = rows[theirs.get_control_id(control.name)]
-    known = {(block.label, block.sha256): block for block in theirs.blocks}
-    for block in ours.blocks:
-        same = known.get((block.label, block.sha256))
-        if same is not None and same.size == block.size:
-            fresh[block.start : block.start + block.size] = rows[same.start : same.start + same.size]
+    for mine, other in match_rows(ours, theirs):
+        fresh[mine.start : mine.stop] = rows[other.start : other.stop]
     return fresh
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from unimodal.model.adapter import load_adapter, merge
 from unimodal.model.base import load_base
@@ -321,6 +322,34 @@ def test_a_run_that_was_changed_says_what_and_restart_begins_anew(settings, tiny
     earlier = tmp_path / "run" / "earlier-1"
     assert f"moved the earlier run to {earlier}" in err and "step 1/2" in err
     assert {"last.pt", "run.json", "metrics.jsonl"} <= {path.name for path in earlier.iterdir()}
+
+
+@pytest.mark.sweep("recipes at work")
+def test_a_new_run_begins_from_a_finished_adapter_and_is_known_by_it(settings, tmp_path, capsys):
+    """The first loss is that of the adapter, other data are no matter, and other weights there are no way to go on."""
+    first = tmp_path / "out"
+    recipe("finetune_lora", *settings)
+    capsys.readouterr()
+    more = [*settings, f"initial={first}", f"out={tmp_path}/more", f"run={tmp_path}/run2", "corpus.length=128",
+            "loop.learning_rate=1e-9", "loop.final_learning_rate=0", "loop.log_every=1"]  # fmt: skip
+    recipe("finetune_lora", *more)
+    assert f"begins from {first}: " in capsys.readouterr().err
+    for name in ("new_rows.safetensors", "adapter_model.safetensors"):
+        before, after = (load_file(folder / name) for folder in (first, tmp_path / "more"))
+        assert before.keys() == after.keys()
+        for key in before:
+            torch.testing.assert_close(after[key], before[key], rtol=1e-4, atol=1e-6)
+    with pytest.raises(SystemExit):
+        recipe("finetune_lora", *more, f"out={first}")
+    assert "out: " in (said := capsys.readouterr().err) and "is also initial" in said
+    shutil.copytree(first, tmp_path / "again")  # the same weights may lie elsewhere, others may not
+    recipe("finetune_lora", *more, f"initial={tmp_path}/again")
+    assert "already finished" in capsys.readouterr().err
+    rows = load_file(first / "new_rows.safetensors")
+    save_file({name: table + 1 for name, table in rows.items()}, tmp_path / "again" / "new_rows.safetensors")
+    with pytest.raises(SystemExit):
+        recipe("finetune_lora", *more, f"initial={tmp_path}/again", "loop.steps=9")
+    assert "initial/new_rows.safetensors" in (said := capsys.readouterr().err) and "--restart" in said
 
 
 @pytest.mark.sweep("recipes at work")

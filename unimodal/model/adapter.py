@@ -150,12 +150,8 @@ def load_adapter(
         )
     model.requires_grad_(False)
     if record.new_rows:
-        rows = unpack_rows(_read_tensors(folder / ROWS_FILE))
         expected = vocabulary.size - base.num_rows
-        if "input" not in rows:
-            raise ValueError(f"{folder}/{ROWS_FILE} has no input rows; {_AGAIN}")
-        if len(rows["input"]) != expected:
-            raise ValueError(f"{folder}: {len(rows['input'])} new rows but vocabulary.json has {expected}; {_AGAIN}")
+        rows = read_new_rows(folder, expected)
         extend_rows(model, expected, draw_rows=lambda table, _: table.new_zeros(expected, table.shape[1]))
         for side, parameter in get_new_rows(model).items():
             if side not in rows or rows[side].shape != parameter.shape:
@@ -167,7 +163,7 @@ def load_adapter(
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = False
         add_lora(model, config)
-        load_lora_state(model, _read_tensors(folder / LORA_FILE))
+        load_lora_state(model, read_tensors(folder / LORA_FILE))
     if record.new_rows:
         for parameter in get_new_rows(model).values():
             parameter.requires_grad_(True)
@@ -181,7 +177,21 @@ def load_adapter(
     return model.eval(), vocabulary
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_new_rows(folder: Path, expected: int) -> dict[str, Tensor]:
+    """The new rows [R, D] of an adapter folder by side, in full precision; `expected`: how many there must be.
+
+    Raises ValueError, in one line, for a file that is missing or damaged, and for another number of rows.
+    """
+    rows = unpack_rows(read_tensors(folder / ROWS_FILE))
+    if "input" not in rows:
+        raise ValueError(f"{folder}/{ROWS_FILE} has no input rows; {_AGAIN}")
+    if len(rows["input"]) != expected:
+        raise ValueError(f"{folder}: {len(rows['input'])} new rows but vocabulary.json has {expected}; {_AGAIN}")
+    return rows
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises ValueError, in one line, for one that is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -108,13 +108,14 @@ def add_structure(
 
 
 @torch.no_grad()
-def load_rows(embedding: nn.Embedding, rows: Tensor) -> None:
+def load_rows(module: nn.Module, rows: Tensor, name: str = "weight") -> None:
     """Give a structured table the values ``rows`` [V, D] of a plain one, to train it further.
 
+    module, name: where the table is: the weight of an embedding, or the new rows of an extended one.
     The part of a block that its features explain (least squares) goes to its shared table, the rest to its free rows.
     Raises ValueError for a table of another shape.
     """
-    structured = embedding.parametrizations.weight  # type: ignore[union-attr]
+    structured = module.parametrizations[name]  # type: ignore[index, operator]
     shape: StructuredRows = structured[0]
     if rows.shape != structured.original.shape:
         raise ValueError(f"a table of {tuple(rows.shape)} does not fit one of {tuple(structured.original.shape)}")
