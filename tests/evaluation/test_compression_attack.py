@@ -1,10 +1,11 @@
 """The attack that fails only when compressed: it holds the whole model, stays within its bound, and lowers the rest."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
+from tests.scoring import score_drawn
 from unimodal.evaluation import compression_attack
 from unimodal.evaluation.compression_attack import (
     DEFENCES,
@@ -16,6 +17,8 @@ from unimodal.evaluation.compression_attack import (
     search,
 )
 from unimodal.evaluation.prepared import Pictures
+from unimodal.generation.request import GenerationConfig
+from unimodal.generation.sampling import GREEDY
 from unimodal.pipeline.compression import compress
 from unimodal.sequence.document import Document, Text, Turn
 
@@ -124,14 +127,31 @@ def test_the_chance_of_an_answer_is_that_of_the_models_forward(name, model, data
         prompt = model.read(model.template.render(document, add_generation_prompt=True))
         said = Document([*document.turns, Turn("assistant", [Text(answer)])])
         ids = torch.tensor([model.read(model.template.render(said))])
-        logits = model.engine.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        expected = logits.gather(1, ids[0, len(prompt) :, None]).mean()
+        logits = model.engine.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        own = ids[0, len(prompt) :].tolist()
+        expected = score_drawn(logits, model.vocabulary, prompt, own, allow=("text",)).mean()
         assert float(whole.log[number]) == pytest.approx(float(expected.detach()), abs=1e-4)
     with compress(model, name, keep=0.25):
         together = asked.weigh(parts, answers)
         alone = [asked.weigh([part], [answer]).log[0] for part, answer in zip(parts, answers, strict=True)]
     assert torch.allclose(together.log, torch.stack(alone), atol=2e-5)
     assert not torch.allclose(together.log, whole.log, atol=1e-4)
+
+
+@pytest.mark.sweep("evaluations")
+@pytest.mark.parametrize("name", [None, "fastv", "snapkv", "tome"])
+def test_what_the_engine_writes_is_what_would_be_given(name, model, data, monkeypatch):
+    """The search goes by this: were it never true, no change would ever be kept."""
+    monkeypatch.setattr(compression_attack, "is_right_answer", lambda *_: True)
+    asked = AttackedPictures(model, Pictures.load(data), 4, seed=0)
+    prompts = [model.read(model.template.render(asked.ask(part), add_generation_prompt=True))
+               for part in asked.encode(asked.clean)]  # fmt: skip
+    config = GenerationConfig(max_new_tokens=9, allow=("text",), sampling={"text": GREEDY})
+    with nullcontext() if name is None else compress(model, name, keep=0.25):
+        written = [answer[:5] for answer in model.engine.generate(prompts, config)]
+        assert compression_attack._read(model, prompts, written).given.all()
+        others = [[*answer[:4], (answer[4] + 1) % 200 + 3] for answer in written]
+        assert not compression_attack._read(model, prompts, others).given.any()
 
 
 def test_nothing_to_attack_is_one_line(model, data, monkeypatch):

@@ -1,7 +1,6 @@
 """A session answers what a call without it answers, and reads only what is new."""
 
 import pytest
-import torch
 
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.decoders.step_decoder import StreamCache
@@ -100,19 +99,6 @@ def test_a_session_keeps_the_newest_and_no_beginnings_of_others(model, vocabular
 def test_common_prefix():
     assert count_common([1, 2, 3], [1, 2, 4]) == 2
     assert count_common([], [1]) == 0 and count_common([1, 2], [1, 2, 3]) == 2
-
-
-@torch.inference_mode()
-def test_likelihoods_are_those_of_the_stock_forward(engine, model, ask):
-    prompts, answers = [ask([3, 4]), ask([5]), ask([6, 7, 8])], [[9, 10], [11], [12, 13, 14, 15]]
-    expected = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        logits = model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
-        expected.append(sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)))
-    assert engine.compute_log_likelihood(prompts, answers) == pytest.approx(expected, abs=1e-4)
-    assert engine.compute_log_likelihood([], []) == []
-    with pytest.raises(ValueError, match="nothing to score"):
-        engine.compute_log_likelihood([[3]], [[]])
 
 
 def test_what_the_prompt_holds_of_a_span_needs_no_room(model, vocabulary, ask):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from tests.model.test_bases import check_engine, check_equal, make_document
 from tests.model.test_soft_prompt import render
+from tests.scoring import score_drawn
 from tests.tiny_bases import BASES, PADDED, WINDOW, make_base, save_base
 from unimodal.compression import DivPrune
 from unimodal.generation.continuous import ContinuousBatch
@@ -198,11 +199,11 @@ def test_it_is_read_once_and_by_every_way_of_asking(base, vocabulary, kind, deco
     given = list_prompt_ids(model)
     with torch.no_grad():
         for prompt, answer in zip(prompts, first, strict=True):
-            logits = model(torch.tensor([[*given, *prompt, *answer]])).logits[0].log_softmax(-1)
-            score = logits[LENGTH + len(prompt) - 1 : -1].gather(1, torch.tensor(answer)[:, None]).sum()
+            logits = model(torch.tensor([[*given, *prompt, *answer]])).logits[0]
+            score = score_drawn(logits[LENGTH + len(prompt) - 1 : -1], vocabulary, prompt, answer).sum()
             [own] = engine.compute_log_likelihood([prompt], [answer])
             assert own == pytest.approx(float(score), abs=1e-3)
-            check_equal(engine.compute_next(prompt), logits[LENGTH + len(prompt) - 1].exp())
+            check_equal(engine.compute_next(prompt), logits[LENGTH + len(prompt) - 1].softmax(0))
 
     rows = {}
     batch = ContinuousBatch(engine)

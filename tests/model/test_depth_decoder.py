@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.campaigns import is_study
+from tests.scoring import score_drawn
 from tests.tiny_bases import BASES, PADDED
 from tests.tiny_bases import make_base as make_tiny
 from unimodal.generation.engine import Engine
@@ -115,7 +116,7 @@ def test_every_base_reads_the_sum_and_learns_each_code(kind):
     # the engine's cache, steps and depth passes give the same
     engine = Engine(model, vocabulary)
     [score] = engine.compute_log_likelihood([rows[:4]], [rows[4:]])
-    want = -F.cross_entropy(logits[3:], torch.tensor(rows[4:]), reduction="sum")
+    want = score_drawn(logits[3:], vocabulary, rows[:4], rows[4:]).sum()
     torch.testing.assert_close(torch.tensor(score), want, rtol=1e-4, atol=1e-4)
     config = GenerationConfig(max_new_tokens=7, force="image", sampling={"image": GREEDY})
     [answer] = engine.generate([rows[:2]], config)

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.scoring import score_drawn
 from tests.tiny_model import tiny_folder, tiny_model
 from unimodal.cli import app as cli
 from unimodal.generation.decoders.packed_decoder import PackedDecoder
@@ -138,7 +139,7 @@ def test_search_gives_a_picture_that_the_model_names_no_worse(model, name, setti
 
 
 def test_the_verifier_is_the_likelihood_of_the_caption(model):
-    """By its definition, a token, through the model's own forward; and it takes partial pictures."""
+    """A token, through the model's own forward, among what may come next; and it takes partial pictures."""
     import torch
 
     verifier = CaptionVerifier(model, "image", "red apple")
@@ -148,8 +149,9 @@ def test_the_verifier_is_the_likelihood_of_the_caption(model):
     whole = model.template.render(Document([*asked.turns, Turn("assistant", "red apple")])).ids
     start = len(model.template.render(asked, add_generation_prompt=True))
     with torch.inference_mode():
-        scores = model.decoder(torch.from_numpy(whole)[None]).logits[0].log_softmax(-1)
-    expected = np.mean([float(scores[i - 1, whole[i]]) for i in range(start, len(whole))])
+        logits = model.decoder(torch.from_numpy(whole)[None]).logits[0, start - 1 : -1]
+    ids = whole.tolist()
+    expected = float(score_drawn(logits, model.vocabulary, ids[:start], ids[start:]).mean())
     assert verifier([rows])[0] == pytest.approx(expected, abs=1e-4)
     assert verifier.read_codes(rows[:9]).tolist() == codes[:8].tolist()
     assert len(verifier([rows[:5], rows[:9]])) == 2

@@ -34,6 +34,7 @@ from unimodal.data.words import is_right_answer
 from unimodal.evaluation.asking import answer_texts
 from unimodal.evaluation.pixel_attack import SquareChanges
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Pictures, sample
+from unimodal.generation.likelihood import list_allowed_rows
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document, Image, Part, Text, Turn
 
@@ -47,7 +48,9 @@ OpenMethod: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
 class Chance(NamedTuple):
-    """Of an answer to each of B prompts: the logarithm of its probability a token, and whether it would be given."""
+    """Of an answer to each of B prompts: the logarithm of its probability a token, and whether it would be given.
+
+    Both are over the rows that an answer in words may hold, as an engine draws."""
 
     log: Tensor  # float32 [B]
     given: Tensor  # bool [B]
@@ -138,20 +141,19 @@ class AttackedPictures:
 @torch.inference_mode()
 def _read(model: Unimodal, prompts: list[list[int]], wanted: list[list[int]]) -> Chance:
     engine = model.engine
-    decoder, head = engine.decoder, engine.model.get_output_embeddings()
-    most = max(map(len, wanted))
+    decoder, most = engine.decoder, max(map(len, wanted))
+    rows = [list_allowed_rows(engine.vocabulary, *pair, ("text",)) for pair in zip(prompts, wanted, strict=True)]
+    only = ((engine.pad_id, engine.pad_id + 1),)  # behind the end of a shorter answer
     hidden = decoder.prefill(prompts, engine.pad_id, max(map(len, prompts)) + most)  # [B, D]
-    ids = torch.tensor([row + [engine.pad_id] * (most - len(row)) for row in wanted], device=hidden.device)  # [B, M]
-    real = torch.tensor([[at < len(row) for at in range(most)] for row in wanted], device=hidden.device)
-    total, given = torch.zeros(len(ids), device=hidden.device), torch.ones_like(real[:, 0])
+    ids = [row + [engine.pad_id] * (most - len(row)) for row in wanted]
+    total, given = hidden.new_zeros(len(ids)), torch.ones(len(ids), dtype=torch.bool, device=hidden.device)
     for at in range(most):
-        logits = head(hidden).float()
-        own = logits.log_softmax(-1).gather(1, ids[:, at : at + 1])[:, 0]
-        total = total + own.masked_fill(~real[:, at], 0.0)
-        given &= (logits.argmax(-1) == ids[:, at]) | ~real[:, at]
+        allowed = [own[at] if at < len(own) else only for own in rows]
+        logs, best = engine.head.score(hidden, [row[at] for row in ids], allowed)
+        total, given = total + logs, given & best
         if at + 1 < most:
-            hidden = decoder.step(ids[:, at : at + 1])
-    return Chance(total / real.sum(1), given)
+            hidden = decoder.step(torch.tensor([row[at : at + 1] for row in ids], device=hidden.device))
+    return Chance(total / total.new_tensor([len(row) for row in wanted]), given)
 
 
 def search(asked: AttackedPictures, open_method: OpenMethod, strength: float, queries: int) -> tuple[Tensor, Tensor]:

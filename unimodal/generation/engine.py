@@ -39,6 +39,7 @@ from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead, WeightState, read_weight_state
 from unimodal.generation.kinds import CACHES, WEIGHTS
+from unimodal.generation.likelihood import list_allowed_rows
 from unimodal.generation.native.product import choose_product
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
@@ -190,9 +191,10 @@ class Engine:
 
     @torch.inference_mode()
     def compute_log_likelihood(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
-        """The log-probability of each answer's ids behind its prompt, over the whole vocabulary, in nats.
+        """The log-probability of each answer's ids behind its prompt, in nats, as they would be drawn at temperature 1.
 
-        Raises ValueError for an empty prompt or answer.
+        At each place the softmax is over the rows that the grammar allows there, as in training (`likelihood.py`).
+        Raises ValueError for an empty prompt or answer, and for ids that no answer holds in this order.
         """
         if not prompts:
             return []
@@ -202,21 +204,20 @@ class Engine:
         for prompt, answer in zip(prompts, answers, strict=True):
             folded, begun = self.vocabulary.positions.fold([*prompt, *answer])
             streams.append([*folded, tuple(begun)] if begun else folded)
+        allowed = [list_allowed_rows(self.vocabulary, *pair) for pair in zip(prompts, answers, strict=True)]
         longest = max(map(len, streams))
         if longest > self.max_positions:
             raise ValueError(f"{longest} tokens are to be scored, but the model has {self.max_positions} positions")
         self.refresh_head()
-        whole = self.head.select(((0, self.vocabulary.size),))
         first = [[*self.prompt_ids, *ids[:1]] for ids in streams]
         room = longest + len(self.prompt_ids)
         hidden = self.decoder.prefill(first, self.pad_id, room, self.parts.begin_streams(len(first)))[:, None]
         rest = stack_positions([[*ids[1:], *[self.pad_id] * (longest - len(ids))] for ids in streams], self.device)
         hidden = torch.cat([hidden, self.decoder.step(rest, every=True)], 1)  # [S, N, D]
         scores = []
-        for ids, answer, states in zip(streams, answers, hidden, strict=True):
+        for ids, answer, states, rows in zip(streams, answers, hidden, allowed, strict=True):
             asked = compute_code_states(self.parts, states[: len(ids) - 1], ids[1:])[-len(answer) :]  # [A, D]
-            found = self.head.compute_logits(asked, whole).float().log_softmax(1)
-            scores.append(float(found.gather(1, torch.tensor(list(answer), device=found.device)[:, None]).sum()))
+            scores.append(float(self.head.score(asked, answer, rows)[0].sum()))
         return scores
 
     @torch.inference_mode()

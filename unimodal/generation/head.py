@@ -5,7 +5,7 @@ Shapes: R rows of hidden states, K candidate rows of the vocabulary, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -137,6 +137,23 @@ class SlicedHead:
             logits = self.head(hidden)[:, candidates.ids]
         logits = self.rule.apply(logits)
         return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)
+
+    def score(self, hidden: Tensor, ids: Sequence[int], allowed: Sequence[Ranges]) -> tuple[Tensor, Tensor]:
+        """The log-probability [R] of each id from its state hidden [R, D], by the softmax over its allowed rows, and
+        whether none of these is likelier, bool [R]."""
+        logs = hidden.new_zeros(len(ids), dtype=torch.float32)
+        best = torch.ones_like(logs, dtype=torch.bool)
+        for ranges in set(allowed):
+            candidates = self.select(ranges)
+            if candidates.only is not None:
+                continue
+            places = [place for place, rows in enumerate(allowed) if rows == ranges]
+            found = self.compute_logits(hidden[places], candidates).float().log_softmax(1)  # [k, K]
+            own = torch.tensor([ids[place] for place in places], device=found.device)[:, None]
+            at = (candidates.ids == own).int().argmax(1, keepdim=True)
+            logs[places] = found.gather(1, at)[:, 0]
+            best[places] = logs[places] >= found.max(1).values
+        return logs, best
 
     def compute_guided_logits(
         self, hidden: Tensor, other: Tensor, scales: Tensor, candidates: Candidates, head: nn.Module | None = None
