@@ -21,6 +21,7 @@ import unimodal  # noqa: F401 - before transformers
 from unimodal.generation.decoders.flush_streams import stack_positions
 from unimodal.generation.engine import Engine
 from unimodal.generation.kinds import CACHES, WEIGHTS
+from unimodal.generation.likelihood import list_allowed_rows
 from unimodal.generation.request import GenerationConfig
 from unimodal.model.adapter import merge
 from unimodal.model_folder.decoder import load_decoder
@@ -57,14 +58,17 @@ def draw_answers(engine: Engine, folder: Path, rows: int) -> list[tuple[str, lis
 
 @torch.inference_mode()
 def score(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probability of each id of an answer, and the likeliest row there, both [N]."""
+    """The log-probability of each id of an answer, and the likeliest row there, of those that may come; both [N]."""
     engine.refresh_head()
     ids = [*prompt, *answer]
     engine.decoder.prefill([ids[:1]], engine.pad_id, len(ids))
     states = engine.decoder.step(stack_positions([ids[1:-1]], engine.device), every=True)[0][-len(answer) :]
-    logits = engine.head.compute_logits(states, engine.head.select(((0, engine.vocabulary.size),))).float()
-    at = torch.tensor(list(answer))[:, None]
-    return logits.log_softmax(1).gather(1, at)[:, 0], logits.argmax(1)
+    logs, likeliest = torch.zeros(len(answer)), torch.zeros(len(answer), dtype=torch.int64)
+    for at, rows in enumerate(list_allowed_rows(engine.vocabulary, prompt, answer)):
+        may = engine.head.select(rows)
+        own = engine.head.compute_logits(states[at : at + 1], may)[0].float().log_softmax(0)
+        logs[at], likeliest[at] = own[int((may.ids == answer[at]).int().argmax())], may.ids[own.argmax()]
+    return logs, likeliest
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

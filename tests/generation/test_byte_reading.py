@@ -26,11 +26,18 @@ def engine(text) -> Engine:
     return Engine(build_nano(vocabulary.size, TINY, seed=3, **ids).eval(), vocabulary)
 
 
-def test_the_next_row_has_the_models_own_probability(engine):
+def test_the_next_row_has_the_models_own_probability_among_those_that_may_come(engine):
     prompt = [engine.vocabulary.get_control_id("<|bos|>"), 5, 300, 301]
+    vocabulary = engine.vocabulary
+    may = [row for rows in vocabulary.text_ranges for row in rows]
+    may += [vocabulary.get_control_id("<|end_of_turn|>"), vocabulary.get_start_id("image")]
     with torch.inference_mode():
-        wanted = engine.model(torch.tensor([prompt])).logits[0, -1].float().softmax(0)[: engine.vocabulary.size]
+        logits = engine.model(torch.tensor([prompt])).logits[0, -1].float()
+    wanted = torch.zeros(vocabulary.size)
+    wanted[may] = logits[may].softmax(0)  # what no answer may say here, such as a code, has no part
     assert torch.allclose(engine.compute_next(prompt), wanted, atol=1e-6)
+    inside = engine.compute_next([*prompt, vocabulary.get_start_id("image")])
+    assert set(inside.nonzero()[:, 0].tolist()) == set(vocabulary.get_block_range("image"))
     with pytest.raises(ValueError, match="at least one id"):
         engine.compute_next([])
     with pytest.raises(ValueError, match="exceeds the model's 128 positions"):

@@ -6,15 +6,19 @@ from tests.generation.conftest import TINY
 from tools.measure_narrow import main, score
 from unimodal.generation.engine import Engine
 from unimodal.model.build import build_nano
-from unimodal.vocabulary import Block, Vocabulary
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 
 def test_scores_add_up_to_the_likelihood():
-    vocabulary = Vocabulary.build(30, [Block(name="image", modality="image", size=24)])
+    layouts = [SpanLayout("image", [Segment("image", 2)])]
+    vocabulary = Vocabulary.build(30, [Block(name="image", modality="image", size=24)], layouts)
     engine = Engine(build_nano(vocabulary.size, TINY, pad_id=0, bos_id=1, eos_id=2, seed=0).eval(), vocabulary)
-    prompt, answer = [1, 5, 6], [7, 8, 40, 41]
+    prompt, codes = [1, 5, 6], vocabulary.get_block_range("image")
+    answer = [7, 8, *vocabulary.encode_span("image", [3, 20])]
     each, likeliest = score(engine, prompt, answer)
-    assert len(each) == len(likeliest) == 4
+    assert len(each) == len(likeliest) == len(answer) == 6
+    assert {int(row) in codes for row in likeliest[3:5]} == {True} and int(likeliest[5]) == answer[5]
+    assert {int(row) in codes for row in likeliest[:3]} == {False}
     assert float(each.sum()) == pytest.approx(engine.compute_log_likelihood([prompt], [answer])[0], abs=1e-4)
 
 

@@ -39,7 +39,7 @@ from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead, WeightState, read_weight_state
 from unimodal.generation.kinds import CACHES, WEIGHTS
-from unimodal.generation.likelihood import list_allowed_rows
+from unimodal.generation.likelihood import list_allowed_rows, list_next_rows
 from unimodal.generation.native.product import choose_product
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
@@ -222,7 +222,7 @@ class Engine:
 
     @torch.inference_mode()
     def compute_next(self, prompt: Sequence[int]) -> torch.Tensor:
-        """The probability [V] of every row of the vocabulary behind a prompt, whatever the grammar allows.
+        """The probability [V] of every row of the vocabulary behind a prompt; 0 of those that cannot come there.
 
         Raises ValueError for an empty prompt, and for one that ends within a summed position.
         """
@@ -234,7 +234,9 @@ class Engine:
         self.refresh_head()
         read = [*self.prompt_ids, *folded]
         hidden = self.decoder.prefill([read], self.pad_id, len(read), self.parts.begin_streams(1))  # [1, D]
-        return self.head.compute_logits(hidden, self.head.select(((0, self.vocabulary.size),)))[0].float().softmax(0)
+        may = self.head.select(list_next_rows(self.vocabulary, prompt))
+        chances = self.head.compute_logits(hidden, may)[0].float().softmax(0)
+        return chances.new_zeros(self.vocabulary.size).index_copy(0, may.ids, chances)
 
     def prepare(
         self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig], compressed: bool = False

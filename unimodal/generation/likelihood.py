@@ -23,9 +23,19 @@ def list_allowed_rows(
 
     allow: the modalities of which the answer may be; by default all. Raises ValueError for an id that cannot come next.
     """
-    grammar = Grammar(vocabulary, GenerationConfig(max_new_tokens=_MANY, allow=allow), prompt)
+    grammar = _make_grammar(vocabulary, prompt, allow)
     state, found = grammar.start(), []
     for row in answer:
         found.append(grammar.list_allowed(state))
         grammar.advance(state, row)
     return found
+
+
+def list_next_rows(vocabulary: Vocabulary, prompt: Sequence[int]) -> Ranges:
+    """The ranges of rows that the grammar allows behind a prompt [N], whose media may be any."""
+    grammar = _make_grammar(vocabulary, prompt, None)
+    return grammar.list_allowed(grammar.start())
+
+
+def _make_grammar(vocabulary: Vocabulary, prompt: Sequence[int], allow: tuple[str, ...] | None) -> Grammar:
+    return Grammar(vocabulary, GenerationConfig(max_new_tokens=_MANY, allow=allow), prompt)
