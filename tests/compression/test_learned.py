@@ -208,7 +208,7 @@ def test_cacovid_learns_from_trials_what_is_rewarded(model, vocabulary, prompts,
     drawn, own = [], cacovid._TryingCaCoVID.plan
     monkeypatch.setattr(cacovid._TryingCaCoVID, "plan", lambda *asked: drawn.append(own(*asked)) or drawn[-1])
     monkeypatch.setattr(cacovid, "measure_rows", lambda *_: -(drawn[-1].index < 8).float().mean(1))
-    monkeypatch.setattr(cacovid, "expect", lambda model, ids, valid: model(ids).logits)
+    monkeypatch.setattr(cacovid, "expect", lambda model, vocabulary, ids, valid: model(ids).logits)
     optimizer = torch.optim.AdamW(method.policy.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(5):
         optimizer.zero_grad()

@@ -145,7 +145,8 @@ def test_the_verifier_is_the_likelihood_of_the_caption(model):
     verifier = CaptionVerifier(model, "image", "red apple")
     codes = model.generate("a red apple", "image", seed=3).part.codes
     rows = model.vocabulary.encode_span("image", codes)
-    asked = Document([Turn("user", [Image(codes=codes), Text("What is this?")])])
+    [seen] = model.coder.encode("image", model.coder.decode("image", [codes]))  # what the codes show, read anew
+    asked = Document([Turn("user", [Image(codes=seen), Text("What is this?")])])
     whole = model.template.render(Document([*asked.turns, Turn("assistant", "red apple")])).ids
     start = len(model.template.render(asked, add_generation_prompt=True))
     with torch.inference_mode():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.scoring import score_drawn
 from tests.tiny_model import tiny_model
 from unimodal.model_folder.settings import CtcReading
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn
@@ -45,16 +46,20 @@ def score_alone(context, turns):
     ids = torch.from_numpy(rendered.ids)
     begin = int((rendered.labels >= 0).argmax())
     with torch.no_grad():
-        found = context.model(ids[None]).logits[0].float()[:, : context.template.vocabulary.size].log_softmax(-1)
-    return float(found[begin - 1 : -1].gather(1, ids[begin:, None]).mean())
+        logits = context.model(ids[None]).logits[0, begin - 1 : -1, : context.template.vocabulary.size]
+    prompt, answer = rendered.ids[:begin].tolist(), rendered.ids[begin:].tolist()
+    return float(score_drawn(logits, context.template.vocabulary, prompt, answer).mean())
 
 
-def test_a_caption_is_as_likely_as_the_model_says(context):
+@pytest.mark.parametrize("look", [True, False], ids=["looked at", "by its codes"])
+def test_a_caption_is_as_likely_as_the_model_says(context, look):
     parts = [Image(codes=draw_codes(context, "image", seed)) for seed in (0, 1)]
     attempts = [attempt(f"draw {name}.", part) for name, part in zip(("a red apple", "a blue car"), parts, strict=True)]
-    found = make("caption", wish="draw {text}.")([*attempts, attempt("draw it.", Text("no"))], context)
+    found = make("caption", wish="draw {text}.", look=look)([*attempts, attempt("draw it.", Text("no"))], context)
     for one, part, name in zip(found, parts, ("a red apple", "a blue car"), strict=False):
-        asked = Turn("user", [part, Text("what is this?")])
+        [seen] = context.media.encode_parts("image", [context.decode(part)[0]])
+        assert seen.codes.tolist() != part.codes.tolist(), "what random codes show has others"
+        asked = Turn("user", [seen if look else part, Text("what is this?")])
         assert one == pytest.approx(score_alone(context, [asked, Turn("assistant", name)]), abs=1e-4)
     assert found[2] == -20 < min(found[:2])
     with pytest.raises(ValueError, match="the request 'paint it' is not of the form 'draw {text}.'"):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.compression.expectations import compute_expectations, find_following
 from unimodal.compression.method import Method
 from unimodal.vocabulary import Vocabulary
 
@@ -19,12 +20,14 @@ def compute_distillation_loss(
     """The summed divergence, in nats, of what a causal LM expects under a method from what it expects without it.
 
     ids: int64 [B, N], one document a row. valid: bool [B, N], False for padding. learnt: bool [B, N], the tokens behind
-    which the expectations count. Gives the sum, and the number of those tokens. Only the model without the method is
-    run without a gradient: freeze its weights to train the method alone.
+    which the expectations count, among the rows of the same kind as what follows (`expectations.py`). Gives the sum,
+    and the number of those tokens. Only the model without the method is run without a gradient: freeze its weights to
+    train the method alone.
     """
     with torch.no_grad():
         whole = model(input_ids=ids, attention_mask=valid.long(), use_cache=False).logits[learnt]  # [tokens, V]
     with method(model, vocabulary):
         found = model(input_ids=ids, attention_mask=valid.long(), use_cache=False).logits[learnt]
-    expected, reached = whole.float().log_softmax(-1), found.float().log_softmax(-1)
+    following = find_following(ids)[learnt]
+    expected, reached = (compute_expectations(logits, following, vocabulary) for logits in (whole, found))
     return F.kl_div(reached, expected, reduction="sum", log_target=True), int(learnt.sum())

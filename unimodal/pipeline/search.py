@@ -20,7 +20,7 @@ from unimodal.generation.search.base import Search, Verifier, Writer
 from unimodal.pipeline.composed import ComposedAnswer
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import Prepared
-from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
+from unimodal.sequence.document import Document, Media, Text, Turn
 
 
 def phrase_caption(model: LoadedModel, prepared: Prepared) -> str:
@@ -30,7 +30,10 @@ def phrase_caption(model: LoadedModel, prepared: Prepared) -> str:
 
 
 class CaptionVerifier:
-    """Scores answers by the model's log-likelihood, per token, of ``caption`` as the answer to the trained question."""
+    """Scores answers by the model's log-likelihood, per token, of ``caption`` as the answer to the trained question.
+
+    It is asked of what was made, decoded and encoded anew, and not of the codes: of these it reads off what it meant.
+    """
 
     def __init__(self, model: LoadedModel, modality: str, caption: str) -> None:
         self.model, self.modality, self.caption = model, modality, caption
@@ -38,8 +41,8 @@ class CaptionVerifier:
     def __call__(self, answers: Sequence[list[int]]) -> list[float]:
         model = self.model
         question, prompts, captions = Text(model.wording.ask(self.modality)), [], []
-        for codes in [self._complete(self.read_codes(answer)) for answer in answers]:
-            shown = Document([Turn("user", [MEDIA_PARTS[self.modality](codes=codes), question])])
+        for part in self._look_at([self.read_codes(answer) for answer in answers]):
+            shown = Document([Turn("user", [part, question])])
             prompt = model.read(model.template.render(shown, add_generation_prompt=True))
             named = Document([*shown.turns, Turn("assistant", self.caption)])
             prompts.append(prompt)
@@ -58,13 +61,10 @@ class CaptionVerifier:
         codes = np.array([by_group[group][:steps] for group in sorted(by_group)], dtype=np.int64).T
         return codes.reshape(-1) if len(by_group) < 2 else codes
 
-    def _complete(self, codes: np.ndarray) -> np.ndarray:
-        """All codes of the picture that the first ones show; a whole span is returned as it is."""
-        layout = self.model.vocabulary.get_layout(self.modality)
-        if layout.open_segment is not None or len(codes) == layout.fixed_steps:
-            return codes
+    def _look_at(self, drawn: list[np.ndarray]) -> list[Media]:
+        """What whole or partial answers show, read anew: codes that were written may promise what no pixel keeps."""
         coder = self.model.coder
-        return coder.encode(self.modality, coder.decode(self.modality, [codes]))[0]
+        return coder.encode_parts(self.modality, coder.decode(self.modality, drawn))
 
 
 def make_search_answer(

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.compression.expectations import compute_expectations, find_following
 from unimodal.compression.learned import DecoderShape, check_width
 from unimodal.compression.method import check_share, check_whole
 from unimodal.compression.plan import Plan, Span
@@ -145,11 +146,11 @@ class CaCoVID(LearnedCompressor):
         num_frames = max(2, self.trials // 4)
         trying = [_TryingCaCoVID(**settings, draws_frames=at < num_frames) for at in range(self.trials)]
         with torch.no_grad():
-            whole = expect(model, ids, valid)
+            whole = expect(model, vocabulary, ids, valid)
             rewards = []
             for method in trying:
                 with method(model, vocabulary):
-                    rewards.append(-measure_rows(whole, expect(model, ids, valid), learnt))
+                    rewards.append(-measure_rows(whole, expect(model, vocabulary, ids, valid), learnt))
             kinds = torch.stack(rewards).split([num_frames, self.trials - num_frames])  # [trials, R] each
             gained = torch.cat([(kind - kind.mean(0)) / (kind.std(0) + 1e-4) for kind in kinds])
         terms = [
@@ -225,11 +226,11 @@ def draw_combination(chances: Tensor, count: int, group_size: float) -> Tensor:
     return part[torch.multinomial(chances[part].clamp_min(1e-9), count)]
 
 
-def expect(model: nn.Module, ids: Tensor, valid: Tensor) -> Tensor:
-    """What a causal LM expects behind each token, float32 [R, N, V], as logarithms."""
+def expect(model: nn.Module, vocabulary: Vocabulary | None, ids: Tensor, valid: Tensor) -> Tensor:
+    """What a causal LM expects behind each token, float32 [R, N, V], as logarithms (`expectations.py`)."""
     found = model(input_ids=ids, attention_mask=valid.long(), use_cache=False).logits
     assert isinstance(found, Tensor)
-    return found.float().log_softmax(-1)
+    return compute_expectations(found, find_following(ids), vocabulary)
 
 
 def measure_rows(expected: Tensor, reached: Tensor, learnt: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ LEAST = -20.0  # nats a token: of an answer without a medium
 class CaptionSettings(Config):
     wish: str = "{text}"
     question: str | None = None  # asked about the medium; None: as the model asks about such media
+    #: ask about what the codes show, decoded and encoded anew; False: about the codes themselves, of which a model
+    #: reads off what it meant to make, and learns to mean it rather than to make it
+    look: bool = True
 
     @field_validator("wish")
     @classmethod
@@ -51,6 +54,8 @@ class CaptionReward:
             medium = attempt.medium
             if medium is None:
                 continue
+            if self.cfg.look and context.media is not None:
+                [medium] = context.media.encode_parts(medium.modality, [context.decode(medium)[0]])
             question = self.cfg.question or context.questions.get(medium.modality, "")
             asked = Turn("user", [medium, Text(question)] if question else [medium])
             caption = Turn("assistant", self.read_caption(attempt.words))
