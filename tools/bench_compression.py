@@ -31,7 +31,8 @@ from statistics import fmean
 
 import numpy as np
 
-from unimodal.compression import BASELINES
+from unimodal.compression import BASELINES, METHODS
+from unimodal.compression.trained import load_compressor
 from unimodal.evaluation.compression import (
     KEEPS,
     METHOD_NAMES,
@@ -110,9 +111,15 @@ def list_configs(methods: Sequence[str] = (), keeps: Sequence[float] = ORDER) ->
             yield from ((name, keep, seed) for seed in range(SEEDS if name == "random" else 1))
 
 
-def open_config(model: Unimodal, method: str, keep: float, seed: int) -> AbstractContextManager[object]:
+def open_config(
+    model: Unimodal, trained: Path | None, method: str, keep: float, seed: int
+) -> AbstractContextManager[object]:
+    """The context of a row. trained: where the folder of a method with a learned part lies."""
     if method in (WHOLE, BLIND):
         return nullcontext()
+    if METHODS[method].is_learned:
+        assert trained is not None
+        return load_compressor(trained / method, keep)(model)
     return compress(model, method, keep=keep, **({"seed": seed} if method == "random" else {}))
 
 
@@ -154,7 +161,7 @@ def measure(model: Unimodal, asked: argparse.Namespace) -> None:
             elif kind not in questions:
                 questions[kind] = ask_about(model, asked.data, medium, asked.questions, asked.seed)
             begin = time.perf_counter()
-            with open_config(model, method, keep, own):
+            with open_config(model, asked.trained, method, keep, own):
                 scores, groups = score(model, questions[kind], medium, method == BLIND, asked.seed)
             row = Row(method, keep, own, medium, scores, groups)
             write_json(path, asdict(row))
@@ -186,8 +193,10 @@ def measure_time(model: Unimodal, asked: argparse.Namespace) -> None:
             continue
         if prompts is None:
             prompts = make_timed_prompts(model, ask_about(model, asked.data, asked.media[0], 16, asked.seed))
-        first = compare_first_token(model, prompts, partial(open_config, model, method, keep, own), asked.rounds)
-        with open_config(model, method, keep, own):
+        first = compare_first_token(
+            model, prompts, partial(open_config, model, asked.trained, method, keep, own), asked.rounds
+        )
+        with open_config(model, asked.trained, method, keep, own):
             memory = measure_memory(model, prompts)
         write_json(path, asdict(Times(method, keep, first, memory)))
         print(f"{path.stem}: first token × {first.wall:.2f}, cache × {first.cache:.2f}, {memory:.0f} MiB", flush=True)
@@ -300,6 +309,8 @@ def make_section(folder: Path) -> tuple[list[str], str]:
         cells = [format_score(scores[key].get(m), scores.get((WHOLE, 1.0), {}).get(m)) for m in media]
         cells += format_times(times.get(key))
         lines.append(f"| {key[0]} | {key[1]:g} | {' | '.join(cells)} | {find_as_fast(key, scores, times, media[0])} |")
+    if taught := sorted({key[0] for key in order if key[0] in METHODS and METHODS[key[0]].is_learned}):
+        lines += ["", f"Taught by `python tools/train_compressors.py`, some minutes each: {', '.join(taught)}."]
     lines += ["", *list_verdicts(scores, times, media)]
     return lines, plot(scores, order, media)
 
@@ -430,13 +441,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("data/prepared"))
     parser.add_argument("--media", type=read_names, default=MEDIA, help=f"of {', '.join(ALL_MEDIA)}")
     parser.add_argument("--methods", type=read_names, default=(), help="by default every one that needs no training")
+    parser.add_argument("--trained", type=Path, help="what tools/train_compressors.py wrote, for methods that learn")
     parser.add_argument("--keeps", type=lambda text: tuple(map(float, read_names(text))), default=ORDER)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of timed runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/compression_bench.md"))
     asked = parser.parse_args(arguments)
-    for name, given, known in (("media", asked.media, ALL_MEDIA), ("methods", asked.methods, METHOD_NAMES)):
+    learned = (
+        [] if asked.trained is None else [path.name for path in sorted(asked.trained.glob("*")) if path.name in METHODS]
+    )
+    for name, given, known in (
+        ("media", asked.media, ALL_MEDIA),
+        ("methods", asked.methods, [*METHOD_NAMES, *learned]),
+    ):
         if unknown := [one for one in given if one not in known]:
             parser.error(f"--{name} {unknown[0]}: choose from {', '.join(known)}")
     if not all(0 < keep < 1 for keep in asked.keeps) or min(asked.questions, asked.rounds, len(asked.media)) < 1:
