@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from tools import bench_compression as bench
+from unimodal.compression import FIT
+from unimodal.compression.learned import DecoderShape
+from unimodal.compression.trained import save_compressor
 from unimodal.evaluation.compression_timing import FirstToken
 from unimodal.files import read_json_as, write_json
 
@@ -89,7 +92,7 @@ def test_an_interval_of_several_questions_about_one_picture_is_of_pictures():
 @pytest.fixture
 def asked(tmp_path):
     return Namespace(rows=tmp_path, model="cards/tiny", data=tmp_path, media=("picture", "later"), methods=("stride",),
-                     keeps=(0.5,), questions=3, rounds=1, seed=0)  # fmt: skip
+                     keeps=(0.5,), questions=3, rounds=1, seed=0, trained=None)  # fmt: skip
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch, asked):
@@ -158,4 +161,21 @@ def test_what_cannot_be_asked_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err.strip()
     assert (
         status.value.code == 2 and "has no rows" in error and "\n" not in error and not (tmp_path / "table.md").exists()
+    )
+
+
+def test_a_method_that_was_taught_is_opened_from_its_folder_and_said_to_be(tmp_path, monkeypatch):
+    shape = DecoderShape(8, 2)
+    save_compressor(tmp_path / "fit", FIT(0.5, **{FIT.part: FIT.make_part(shape)}), shape)
+    opened: list[tuple[float, bool]] = []
+    method = bench.open_config(SimpleNamespace(), tmp_path, bench.WHOLE, 1.0, 0)
+    with method as nothing:
+        assert nothing is None
+    monkeypatch.setattr(FIT, "__call__", lambda own, model: opened.append((own.keep, own.module is not None)) or model)
+    assert bench.open_config("model", tmp_path, "fit", 0.25, 0) == "model" and opened == [(0.25, True)]
+    save(tmp_path, bench.WHOLE, 1.0, [1.0, 0.0])
+    save(tmp_path, "fit", 0.25, [0.0, 0.0])
+    bench.write(tmp_path, tmp_path / "page.md")
+    assert (
+        "Taught by `python tools/train_compressors.py`, some minutes each: fit." in (tmp_path / "page.md").read_text()
     )
