@@ -166,16 +166,18 @@ def test_what_cannot_be_asked_is_one_line(tmp_path, capsys):
 
 def test_a_method_that_was_taught_is_opened_from_its_folder_and_said_to_be(tmp_path, monkeypatch):
     shape = DecoderShape(8, 2)
-    save_compressor(tmp_path / "fit", FIT(0.5, **{FIT.part: FIT.make_part(shape)}), shape)
+    save_compressor(tmp_path / "taught" / "fit", FIT(0.5, **{FIT.part: FIT.make_part(shape)}), shape)
     opened: list[tuple[float, bool]] = []
-    method = bench.open_config(SimpleNamespace(), tmp_path, bench.WHOLE, 1.0, 0)
+    method = bench.open_config(SimpleNamespace(), tmp_path / "taught", bench.WHOLE, 1.0, 0)
     with method as nothing:
         assert nothing is None
     monkeypatch.setattr(FIT, "__call__", lambda own, model: opened.append((own.keep, own.module is not None)) or model)
-    assert bench.open_config("model", tmp_path, "fit", 0.25, 0) == "model" and opened == [(0.25, True)]
-    save(tmp_path, bench.WHOLE, 1.0, [1.0, 0.0])
-    save(tmp_path, "fit", 0.25, [0.0, 0.0])
-    bench.write(tmp_path, tmp_path / "page.md")
+    assert bench.open_config("model", tmp_path / "taught", "fit", 0.25, 0) == "model" and opened == [(0.25, True)]
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    save(rows, bench.WHOLE, 1.0, [1.0, 0.0])
+    save(rows, "fit", 0.25, [0.0, 0.0])
+    bench.write(rows, tmp_path / "page.md")
     assert (
         "Taught by `python tools/train_compressors.py`, some minutes each: fit." in (tmp_path / "page.md").read_text()
     )
