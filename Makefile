@@ -138,6 +138,7 @@ smol2: $(VENV)/.dev
 	$(BIN)/python tools/fetch_data.py --set models
 	$(BIN)/python recipes/prepare_smol.py recipes/configs/smol2_data.yaml
 	$(BIN)/python recipes/finetune_lora.py recipes/configs/smol2.yaml
+	$(BIN)/python recipes/finetune_lora.py recipes/configs/smol2_more.yaml
 	$(BIN)/python recipes/assemble_smol.py recipes/configs/assemble_smol2.yaml
 	$(BIN)/unimodal evaluate --suite picture_naming --suite clip_naming --suite text_forgetting --suite scene_reading \
 	  --model model_cards/smol2 --limit 200 --out model_cards/smol2/report.json

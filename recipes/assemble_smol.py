@@ -39,6 +39,7 @@ MIB = 2**20
 class AssembleSmol(Config):
     model: Path = Path("data/models/smol")
     run: Path = Path("data/runs/smol")
+    earlier: tuple[Path, ...] = ()  # the runs of the parts before it, from whose adapters it began
     corpus: Path = Path("data/prepared/smol")
     out: Path = Path("model_cards/smol")
     most_mib: int = 60
@@ -73,12 +74,14 @@ def run(cfg: AssembleSmol, dry_run: bool) -> None:
         f"{path.parent.parent.name}/{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(cfg.corpus.glob("*/*/ids.bin"))
     }
-    trained = [json.loads(line) for line in (cfg.run / "metrics.jsonl").read_text().splitlines()]
+    trained = [_read_metrics(folder) for folder in (*cfg.earlier, cfg.run)]
+    pairs = [pair for part in trained for pair in _count_steps(part)]
     record = {
-        "steps": trained[-1]["step"],
-        "tokens": round(sum(r["tokens_per_second"] * r["seconds_per_step"] * n for r, n in _count_steps(trained))),
-        "hours": round(sum(r["seconds_per_step"] * n for r, n in _count_steps(trained)) / 3600, 2),
-        "last": trained[-1],
+        "steps": sum(part[-1]["step"] for part in trained),
+        "parts": [part[-1]["step"] for part in trained],
+        "tokens": round(sum(r["tokens_per_second"] * r["seconds_per_step"] * n for r, n in pairs)),
+        "hours": round(sum(r["seconds_per_step"] * n for r, n in pairs) / 3600, 2),
+        "last": trained[-1][-1],
         "corpus_sha256": hashes,
     }
     write_text_atomically(cfg.out / "training.json", json.dumps(record, indent=2) + "\n")
@@ -111,6 +114,10 @@ def collect_level_features(vocabulary: Vocabulary, folder: Path) -> Tensor:
         found[rows.start - first : rows.stop - first, at : at + part.shape[1]] = part
         at += part.shape[1]
     return found
+
+
+def _read_metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _count_steps(records: list[dict]) -> list[tuple[dict, int]]:

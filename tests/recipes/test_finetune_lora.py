@@ -501,6 +501,10 @@ def test_the_released_folder_is_small_and_answers_alike(settings, tmp_path, pict
     assert sizes["card"] < 0.55 * sizes["out"]
     training = json.loads((tmp_path / "card" / "training.json").read_text())
     assert training["steps"] == 6 and training["tokens"] > 0 and training["hours"] >= 0
+    recipe("assemble_smol", f"model={tmp_path}/out", f"run={tmp_path}/run", f"corpus={tmp_path}",
+           f"earlier=[{tmp_path}/run]", f"out={tmp_path}/second")  # fmt: skip
+    both = json.loads((tmp_path / "second" / "training.json").read_text())
+    assert both["steps"] == 12 and both["parts"] == [6, 6] and both["tokens"] == 2 * training["tokens"]
     tuned, stored = (load_adapter(tmp_path / folder)[0] for folder in ("out", "card"))
     ids = torch.tensor([[5, 9, 12, 30]])
     with torch.no_grad():
