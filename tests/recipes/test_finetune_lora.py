@@ -504,7 +504,7 @@ def test_the_released_folder_is_small_and_answers_alike(settings, tmp_path, pict
     recipe("assemble_smol", f"model={tmp_path}/out", f"run={tmp_path}/run", f"corpus={tmp_path}",
            f"earlier=[{tmp_path}/run]", f"out={tmp_path}/second")  # fmt: skip
     both = json.loads((tmp_path / "second" / "training.json").read_text())
-    assert both["steps"] == 12 and both["parts"] == [6, 6] and both["tokens"] == 2 * training["tokens"]
+    assert both["steps"] == 12 and both["parts"] == [6, 6] and abs(both["tokens"] - 2 * training["tokens"]) <= 1
     tuned, stored = (load_adapter(tmp_path / folder)[0] for folder in ("out", "card"))
     ids = torch.tensor([[5, 9, 12, 30]])
     with torch.no_grad():
