@@ -1,5 +1,7 @@
 """Rows of preference training in the layouts of TRL, ms-swift and LLaMA-Factory: two answers to one question."""
 
+import os
+
 import pytest
 
 from unimodal.data.datasets import DatasetConfig, open_dataset
@@ -73,6 +75,64 @@ def test_pictures_are_asked_about_and_made(opened, media):
     parts = [[{"role": "assistant", "content": [{"type": "image", "path": name}]}] for name in ("a.png", "b.png")]
     chosen, rejected = sides(opened([{"prompt": "draw an apple", "chosen": parts[0], "rejected": parts[1]}]))
     assert (chosen.turns[1].parts, rejected.turns[1].parts) == ((Image(path=a),), (Image(path=b),))
+
+
+COLUMNS = {"image": ("images", "a.png", "b.png"), "audio": ("audios", "s.wav", "sub/t.wav"),
+           "video": ("videos", "v.gif", "w.gif")}  # fmt: skip
+
+
+@pytest.fixture
+def two_of_each(media):
+    for one, other in (("s.wav", "sub/t.wav"), ("v.gif", "w.gif")):
+        (media / other).write_bytes((media / one).read_bytes())
+
+
+def list_media(document):
+    return [os.path.basename(part.path) for turn in document.turns for part in turn.parts if not isinstance(part, Text)]
+
+
+@pytest.mark.parametrize("medium", COLUMNS)
+@pytest.mark.parametrize("form", ["response", "messages", "query", "equal answers", "chosen"])
+@pytest.mark.parametrize("given", ["another", "none", "null", "left out"])
+def test_the_rejected_answer_has_the_media_that_its_columns_say(opened, two_of_each, medium, form, given):
+    column, one, other = COLUMNS[medium]
+    mark = f"<{medium}>" if given == "another" else ""
+    asked = {"role": "user", "content": f"{mark}which fruit?"}
+    row = {
+        "response": {"messages": [asked, RIGHT], "rejected_response": "a pear"},
+        "messages": {"messages": [asked, RIGHT], "rejected_messages": [asked, WRONG]},
+        "query": {"query": asked["content"], "response": "an apple", "rejected_response": "a pear"},
+        "equal answers": {"messages": [asked, RIGHT]},
+        "chosen": {"messages": [asked], "chosen": RIGHT, "rejected": WRONG},
+    }[form] | {column: [one]}
+    row |= {"another": {f"rejected_{column}": [other]}, "none": {f"rejected_{column}": []},
+            "null": {f"rejected_{column}": None}, "left out": {}}[given]  # fmt: skip
+    if given in ("null", "left out") and form in ("messages", "equal answers"):
+        message = "has no pair of answers" if form == "equal answers" else f"give 'rejected_{column}' too"
+        with pytest.raises(ValueError, match=message):
+            opened([row], format="ms_swift")
+        return
+    chosen, rejected = sides(opened([row], format="ms_swift"))
+    assert list_media(chosen) == [one]
+    assert list_media(rejected) == {"another": [os.path.basename(other)], "none": []}.get(given, [one])
+    answers = [[turn.text for turn in document.turns if turn.is_learnt] for document in (chosen, rejected)]
+    assert answers == [["an apple"], ["an apple" if form == "equal answers" else "a pear"]]
+
+
+def test_an_answer_of_several_messages_takes_the_place_of_all_behind_the_question(opened):
+    row = {"messages": [ASKED, RIGHT, RIGHT], "rejected_response": [WRONG]}
+    chosen, rejected = sides(opened([row]))
+    assert [turn.text for turn in chosen.turns] == ["which fruit?", "an apple", "an apple"]
+    assert [turn.text for turn in rejected.turns] == ["which fruit?", "a pear"]
+
+
+def test_other_words_about_other_media_are_no_pair(opened):
+    row = {"messages": [ASKED, RIGHT], "images": ["a.png"], "rejected_images": ["b.png"],
+           "rejected_messages": [ASKED | {"content": "what?"}, WRONG]}  # fmt: skip
+    with pytest.raises(ValueError, match="belongs to another question"):
+        opened([row])
+    with pytest.raises(ValueError, match="are equal, so there is nothing to prefer"):
+        opened([{"messages": [ASKED, RIGHT], "images": ["a.png"], "rejected_images": ["a.png"]}])
 
 
 def test_what_is_said_of_the_answers_and_not_used_is_told(opened):

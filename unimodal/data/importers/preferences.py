@@ -4,57 +4,91 @@
     {"chosen": [{"role": "user", …}, {"role": "assistant", …}], "rejected": [{"role": "user", …}, …]}   TRL, no prompt
     {"query": "which fruit?", "response": "an apple", "rejected_response": "a pear"}                    ms-swift
     {"messages": […], "rejected_response": "a pear"}, {"messages": […], "rejected_messages": […]}       ms-swift
+    {"messages": […], "images": ["apple.png"], "rejected_images": ["pear.png"]}                         ms-swift
     {"instruction": "which fruit?", "chosen": "an apple", "rejected": "a pear"}                         LLaMA-Factory
     {"conversations": […], "chosen": {"from": "gpt", "value": "an apple"}, "rejected": {…}}             LLaMA-Factory
     {"prompt": "which fruit?", "completion": "a pear", "label": false}                                  TRL's KTO
     {"messages": […], "kto_tag": false}                                                                 LLaMA-Factory
 
 Such a row is two rows of the supervised format, or one with a label: answers may hold media wherever that format's
-answers may. `rejected_images` and the like take the place of the media of a rejected row. What both answers begin
-with is the question, of which nothing is learnt.
+answers may. What both answers begin with is the question, of which nothing is learnt.
+
+Media of the rejected answer are `rejected_images` and the like, as in ms-swift: a list takes the place of the row's
+media, an empty one says that there are none, and without a list they are those of the row; but beside
+`rejected_messages` a list has to be given. They may be media of the question, too: then the pair compares answers to
+the same words about different media, also where the answers are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeGuard
 
 from unimodal.data.importers.columns import list_media_columns, read_objects
 from unimodal.data.importers.turns import find_role
-from unimodal.data.messages import Conversation, Message
+from unimodal.data.messages import Conversation, Message, TextPart
 from unimodal.data.rows import Row
 
 LABELS = ("label", "kto_tag")
 
 
 class Pair(NamedTuple):
-    """A row with two answers, as rows of supervised training; and the columns about the answers that nothing reads."""
+    """A row with two answers, as rows of supervised training.
+
+    unused: the columns about the answers that nothing reads. own_media: whether an answer has media of its own.
+    """
 
     chosen: Row
     rejected: Row
     unused: tuple[str, ...] = ()
+    own_media: bool = False
 
 
 def split_pair(row: Row) -> Pair:
-    """Raises ValueError for a row without two answers."""
+    """Raises ValueError for a row without two answers, and for whole messages of which the media are not said."""
     about = [name for name in row if name.startswith(("chosen", "rejected")) and row[name] not in (None, "", [])]
     chosen = {name: value for name, value in row.items() if not name.startswith(("chosen", "rejected"))}
     rejected = dict(chosen)
+    media = [name for name in _list_own_media("chosen", "rejected") if row.get(name) is not None]
     if row.get("rejected_response") is not None or row.get("rejected_messages") is not None:
         used = _split_ms_swift(row, rejected)
     elif row.get("chosen") is not None and row.get("rejected") is not None:
         used = {"chosen", "rejected"}
         for made, name in ((chosen, "chosen"), (rejected, "rejected")):
             _put_answer(made, row[name], name)
+    elif row.get("chosen") is None and any(name.startswith("rejected") for name in media):
+        used = set()  # the same words for other media
     else:
         raise ValueError(
             "the row has no pair of answers; give chosen and rejected, or rejected_response beside the answer, or "
             "train without objective.preference"
         )
-    media = {f"rejected_{column}": column for columns in list_media_columns().values() for column in columns}
-    for name in set(about) & set(media):
-        rejected[media[name]] = row[name]
-    return Pair(chosen, rejected, tuple(name for name in about if name not in used and name not in media))
+    _put_media(row, chosen, "chosen")
+    _put_media(row, rejected, "rejected", whole=row.get("rejected_messages") is not None)
+    unused = tuple(name for name in about if name not in used and name not in media)
+    return Pair(chosen, rejected, unused, bool(media))
+
+
+def _list_own_media(*sides: str) -> list[str]:
+    """`rejected_images` and the like: the columns for the media of one answer."""
+    columns = [column for columns in list_media_columns().values() for column in columns]
+    return [f"{side}_{column}" for side in sides for column in columns]
+
+
+def _put_media(row: Row, made: dict[str, object], side: str, whole: bool = False) -> None:
+    """Put the media of one answer in the place of the row's, in place. whole: it does not share those of the row."""
+    for columns in list_media_columns().values():
+        own = [column for column in columns if row.get(f"{side}_{column}") is not None]
+        shared = [column for column in columns if row.get(column) not in (None, "", [])]
+        if whole and shared and not own:
+            raise ValueError(
+                f"{side}_messages stand beside {shared[0]!r}, which are those of the other answer; give "
+                f"'{side}_{shared[0]}' too, an empty list for none"
+            )
+        if own:
+            for column in columns:
+                made.pop(column, None)
+            made.update((column, row[f"{side}_{column}"]) for column in own)
 
 
 def _split_ms_swift(row: Row, rejected: dict[str, object]) -> set[str]:
@@ -67,12 +101,23 @@ def _split_ms_swift(row: Row, rejected: dict[str, object]) -> set[str]:
         messages = read_objects(row["messages"], "messages")
         if not messages or messages[-1].get("role") != "assistant":
             raise ValueError("rejected_response needs messages that end with the assistant's answer")
-        rejected["messages"] = [*messages[:-1], {**messages[-1], "content": answer}]
+        if _is_list(answer) and all(isinstance(one, Mapping) and "role" in one for one in answer):
+            rejected["messages"] = [*_cut_answers(messages), *answer]
+        else:
+            rejected["messages"] = [*messages[:-1], {**messages[-1], "content": answer}]
     elif row.get("response") is not None:
         rejected["response"] = answer
     else:
         raise ValueError("there is rejected_response, and no response or messages with the preferred answer")
     return {"rejected_response"}
+
+
+def _cut_answers(messages: Sequence[Mapping[str, object]]) -> Sequence[Mapping[str, object]]:
+    """The messages without those behind the last one of the user."""
+    num = len(messages)
+    while num and find_role(messages[num - 1].get("role")) == "assistant":
+        num -= 1
+    return messages[:num]
 
 
 def _put_answer(row: dict[str, object], answer: object, name: str) -> None:
@@ -98,7 +143,7 @@ def _put_answer(row: dict[str, object], answer: object, name: str) -> None:
         row["text"] = answer
 
 
-def _is_list(answer: object) -> bool:
+def _is_list(answer: object) -> TypeGuard[Sequence[object]]:
     return isinstance(answer, (list, tuple))
 
 
@@ -145,15 +190,17 @@ def import_pair(row: Row, import_one: Callable[[Row], Conversation]) -> tuple[Co
     import_one: imports a supervised row. Raises ValueError for answers that are equal or to different questions.
     """
     pair = split_pair(row)
-    return _mask_question(import_one(pair.chosen), import_one(pair.rejected))
+    return _mask_question(import_one(pair.chosen), import_one(pair.rejected), pair.own_media)
 
 
-def _mask_question(chosen: Conversation, rejected: Conversation) -> tuple[Conversation, Conversation]:
-    num = 0
-    for one, other in zip(chosen.messages, rejected.messages, strict=False):
-        if (one.role, one.content) != (other.role, other.content):
-            break
-        num += 1
+def _mask_question(
+    chosen: Conversation, rejected: Conversation, own_media: bool
+) -> tuple[Conversation, Conversation]:
+    """own_media: the media of the two questions may differ, their words may not."""
+    num = _count_common(chosen, rejected, own_media)
+    if own_media and chosen != rejected and num == len(chosen.messages) == len(rejected.messages):
+        roles = [message.role for message in chosen.messages]
+        num -= 1 + roles[::-1].index("assistant")  # equal answers about different media
     rests = chosen.messages[num:], rejected.messages[num:]
     if not all(rests):
         shorter = "chosen" if not rests[0] else "rejected"
@@ -167,8 +214,25 @@ def _mask_question(chosen: Conversation, rejected: Conversation) -> tuple[Conver
             )
         if not any(message.role == "assistant" and message.learn for message in rest):
             raise ValueError(f"the {name} answer is masked, so there is nothing to compare")
-    question = tuple(_mask(message) for message in chosen.messages[:num])
-    return Conversation(messages=question + rests[0]), Conversation(messages=question + rests[1])
+    questions = [tuple(_mask(message) for message in side.messages[:num]) for side in (chosen, rejected)]
+    return Conversation(messages=questions[0] + rests[0]), Conversation(messages=questions[1] + rests[1])
+
+
+def _count_common(chosen: Conversation, rejected: Conversation, own_media: bool) -> int:
+    """The number of messages that both begin with. own_media: other than the assistant's may differ in their media."""
+    num = 0
+    for one, other in zip(chosen.messages, rejected.messages, strict=False):
+        alike = one.content == other.content
+        if own_media and not alike and one.role != "assistant":
+            alike = _join_words(one) == _join_words(other)
+        if one.role != other.role or not alike:
+            break
+        num += 1
+    return num
+
+
+def _join_words(message: Message) -> str:
+    return "".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
 def _mask(message: Message) -> Message:
