@@ -172,3 +172,64 @@ def test_rows_of_similar_length_and_the_last_answer_are_settings(template, tmp_p
     batch = last.make_batches(whole_passes=True).next_batch()
     assert batch.ids.shape[0] == 3 and batch.ids.shape[1] < 64 and (batch.segment_ids <= 1).all()
     assert 2 * (batch.labels >= 0).sum() == (both.labels >= 0).sum()
+
+
+def judged_rows(path, kind, lengths):
+    """Rows of a kind whose answers are of so many words, each asked for after an earlier answer."""
+    history = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "dog"}]
+    rows = []
+    for n in lengths:
+        asked, said = [*history, {"role": "user", "content": "say more"}], " ".join(["cat"] * n)
+        answer = {"role": "assistant", "content": said}
+        rows.append({"pairs": {"messages": [*asked, answer], "rejected_response": "no"},
+                     "labels": {"messages": [*asked, answer], "label": True},
+                     "prompts": {"messages": [*asked, answer]}}[kind])  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels", "prompts"])
+@pytest.mark.parametrize("mode", ["drop", "truncate", "split", "error"])
+def test_answers_that_are_judged_are_never_cut(template, tmp_path, capsys, kind, mode):
+    """No piece of a judged answer is learnt or validated under the label of the whole one."""
+    data = CorpusConfig(datasets=[DatasetConfig(path=str(judged_rows(tmp_path / "a.jsonl", kind, [3, 200, 4])))],
+                        validation=[DatasetConfig(path=str(judged_rows(tmp_path / "b.jsonl", kind, [200, 3])))],
+                        length=96, tokens_per_batch=192, long_rows=mode)  # fmt: skip
+    given = Corpus(data, template, None, False, rows=kind)
+    if mode == "error":
+        with pytest.raises(ValueError, match="too long are 1 of 3 documents of a.jsonl"):
+            given.check()
+        return
+    given.check()
+    if mode != "drop":
+        said = capsys.readouterr().err
+        assert "left out 1 of 3 documents of a.jsonl: corpus.length is 96" in said
+        assert "left out 1 of 2 documents of b.jsonl" in said and "split" not in said and "truncated" not in said
+    batches = [*given.make_validation_batches(), *(given.make_batches().next_batch() for _ in range(2))]
+    begin = template.vocabulary.get_control_id("<|bos|>")
+    for batch in batches:
+        assert (batch.ids[(batch.position_ids == 0) & (batch.segment_ids > 0)] == begin).all()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels"])
+def test_the_last_answer_alone_is_judged_by_choice(template, tmp_path, kind):
+    """Of pairs that differ in two answers, and of labels."""
+    turns = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "cat"}] * 2
+    other = [turns[0], {"role": "assistant", "content": "dog"}] * 2
+    row = {"chosen": turns, "rejected": other} if kind == "pairs" else {"messages": turns, "label": False}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    learnt = []
+    for mask in (False, True):
+        data = CorpusConfig(datasets=[DatasetConfig(path=str(tmp_path / "rows.jsonl"))], length=96, mask_history=mask)
+        batch = Corpus(data, template, None, False, rows=kind).make_batches(whole_passes=True).next_batch()
+        learnt.append(int((batch.labels >= 0).sum()))
+    assert learnt[0] == 2 * learnt[1] > 0
+
+
+def test_the_answer_that_rewards_compare_with_is_the_last(template, tmp_path):
+    path = judged_rows(tmp_path / "rows.jsonl", "prompts", [3])
+    data = CorpusConfig(datasets=[DatasetConfig(path=str(path))], length=96)
+    [documents] = Corpus(data, template, None, False, rows="prompts").sets.values()
+    _, answered = documents[0].split_group()
+    [part] = template.parse_answer(answered.labels[answered.labels >= 0])
+    assert part.text == "cat cat cat"

@@ -122,8 +122,10 @@ class Corpus:
             if most < 2:
                 raise ValueError(f"a soft prompt of {len(before)} tokens does not fit {self.limit[1]} {self.limit[0]}")
             self.limit = (most, name)
+        #: answers that an objective compares or scores are whole: those that are too long are left out
+        self._long_rows: LongRows = cfg.long_rows if rows == "answers" or cfg.long_rows == "error" else "drop"
         self._fit = RowFitter(
-            template.vocabulary, self.limit[0], cfg.long_rows, cfg.mask_history, cfg.length, self.before
+            template.vocabulary, self.limit[0], self._long_rows, cfg.mask_history, cfg.length, self.before
         )
         self._features = features
         self._records = RecordCache(cfg.codes if keep_codes and not cfg.streaming else None)
@@ -267,9 +269,9 @@ class Corpus:
         """Reports what becomes of documents that are too long. Raises ValueError under `long_rows: error`."""
         if num:
             limit = f"{num:,} of {count:,} documents of {name}: {self.limit[1]} is {self.limit[0]}"
-            if self.cfg.long_rows == "error":
+            if self._long_rows == "error":
                 raise ValueError(f"too long are {limit}; raise it, or set corpus.long_rows to drop, truncate or split")
-            print(f"{DONE_WITH_LONG[self.cfg.long_rows]} {limit}", file=sys.stderr, flush=True)
+            print(f"{DONE_WITH_LONG[self._long_rows]} {limit}", file=sys.stderr, flush=True)
 
     def make_validation_batches(self) -> list[PackedBatch]:
         """The held-out documents in packed batches, the same for every rank.
@@ -308,12 +310,12 @@ class Corpus:
     def _render(
         self, documents: EncodedDocuments, chosen: np.ndarray, dropout: float = 0.0, seed: int = 0
     ) -> RenderedDocuments:
-        done = DONE_WITH_LONG[self.cfg.long_rows]
+        done = DONE_WITH_LONG[self._long_rows]
         if self.rows == "pairs":
             rejected = EncodedDocuments(
                 documents.dataset.show_rejected(), self._codes, self.template.vocabulary, self.cfg.streaming
             )
-            most, done = self.cfg.length - 2 * len(self.before), DONE_WITH_LONG["drop"]
+            most = self.cfg.length - 2 * len(self.before)
             row = (most, "corpus.length (for both answers)")
             return PairedDocuments(documents, rejected, chosen, self.template, self.limit, row, self._features, done)
         if self.rows == "prompts":
