@@ -14,6 +14,7 @@ FROM = [{"from": "human", "value": "which fruit?"}]
 
 SAME = {
     "TRL": {"prompt": "which fruit?", "chosen": "an apple", "rejected": "a pear"},
+    "Axolotl, Intel": {"question": "which fruit?", "chosen": "an apple", "rejected": "a pear"},
     "TRL, conversational": {"prompt": [ASKED], "chosen": [RIGHT], "rejected": [WRONG]},
     "TRL, one message": {"prompt": [ASKED], "chosen": RIGHT, "rejected": WRONG},
     "TRL, without prompt": {"chosen": [ASKED, RIGHT], "rejected": [ASKED, WRONG]},
@@ -153,6 +154,8 @@ def test_what_is_said_of_the_answers_and_not_used_is_told(opened):
         ({"query": "which fruit?", "rejected_response": "a pear"}, "no response or messages with the preferred"),
         (SAME["TRL"] | {"image_path": "a.png"}, "'image_path' looks like a medium"),
         (SAME["TRL"] | {"rejected": 3}, "completion must be a list of objects"),
+        ({"chosen": [], "rejected": []}, "chosen holds no message"),
+        ({"messages": [ASKED, RIGHT], "rejected_response": [WRONG, ASKED]}, "that are not the assistant's"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:40],
 )
@@ -195,3 +198,36 @@ def test_labels_of_a_csv_file_are_texts(opened):
 def test_a_row_without_a_label_is_refused(opened, label, message):
     with pytest.raises(ValueError, match=message):
         opened([{"prompt": "which fruit?", "completion": "an apple"} | label], "labels")
+
+
+QUESTIONS = {
+    "TRL": {"prompt": "which fruit?"},
+    "TRL, conversational": {"prompt": [ASKED]},
+    "ms-swift": {"messages": [ASKED]},
+    "ms-swift, as JSON": {"messages": '[{"role": "user", "content": "which fruit?"}]'},
+    "ms-swift, query": {"query": "which fruit?"},
+    "LLaMA-Factory": {"conversations": FROM},
+    "LLaMA-Factory, Alpaca": {"instruction": "which fruit?", "input": ""},
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_all_layouts_say_the_same_question(opened, name):
+    [document] = opened([QUESTIONS[name]], "prompts")
+    assert document == Document([Turn("user", "which fruit?")])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": []}, "asks nothing: its question has to end with a message of the user"),
+        ({"prompt": [{"role": "system", "content": "be brief"}]}, "its last one is the system's"),
+        ({"prompt": [ASKED, RIGHT]}, "its last one is the assistant's"),
+        ({"text": "an apple"}, "asks nothing"),
+        ({"messages": [RIGHT]}, "asks nothing"),
+        ({"messages": [ASKED, RIGHT, RIGHT]}, "its last one is the assistant's"),
+    ],
+)
+def test_a_row_that_asks_nothing_is_refused(opened, row, message):
+    with pytest.raises(ValueError, match=message):
+        opened([row], "prompts")

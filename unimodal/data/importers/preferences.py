@@ -1,6 +1,7 @@
 """Rows of preference training: two answers of which one is preferred, or one answer that is called good or bad.
 
     {"prompt": "which fruit?", "chosen": "an apple", "rejected": "a pear"}                              TRL
+    {"question": "which fruit?", "chosen": "an apple", "rejected": "a pear"}                            Axolotl (Intel)
     {"chosen": [{"role": "user", …}, {"role": "assistant", …}], "rejected": [{"role": "user", …}, …]}   TRL, no prompt
     {"query": "which fruit?", "response": "an apple", "rejected_response": "a pear"}                    ms-swift
     {"messages": […], "rejected_response": "a pear"}, {"messages": […], "rejected_messages": […]}       ms-swift
@@ -24,12 +25,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeGuard
 
-from unimodal.data.importers.columns import list_media_columns, read_objects
+from unimodal.data.importers.columns import list_media_columns, read_json_list, read_objects
 from unimodal.data.importers.turns import find_role
 from unimodal.data.messages import Conversation, Message, TextPart
 from unimodal.data.rows import Row
 
 LABELS = ("label", "kto_tag")
+STAND_IN = "-"  # for the answer of a row that only asks
 
 
 class Pair(NamedTuple):
@@ -102,6 +104,8 @@ def _split_ms_swift(row: Row, rejected: dict[str, object]) -> set[str]:
         if not messages or messages[-1].get("role") != "assistant":
             raise ValueError("rejected_response needs messages that end with the assistant's answer")
         if _is_list(answer) and all(isinstance(one, Mapping) and "role" in one for one in answer):
+            if not all(find_role(one["role"]) == "assistant" for one in read_objects(answer, "rejected_response")):
+                raise ValueError("rejected_response holds messages that are not the assistant's")
             rejected["messages"] = [*_cut_answers(messages), *answer]
         else:
             rejected["messages"] = [*messages[:-1], {**messages[-1], "content": answer}]
@@ -137,7 +141,9 @@ def _put_answer(row: dict[str, object], answer: object, name: str) -> None:
         ]
     elif row.get("instruction") is not None:
         row["output"] = answer
-    elif row.get("prompt") is not None:
+    elif row.get("prompt") is not None or row.get("question") is not None:
+        if row.get("prompt") is None:
+            row["prompt"] = row.pop("question")
         row["completion"] = [answer] if isinstance(answer, Mapping) else answer
     else:
         row["text"] = answer
@@ -149,7 +155,9 @@ def _is_list(answer: object) -> TypeGuard[Sequence[object]]:
 
 def _begins_with_question(answer: object, name: str) -> bool:
     messages = read_objects(answer, name)
-    first = messages[0] if messages else {}
+    if not messages:
+        raise ValueError(f"{name} holds no message")
+    first = messages[0]
     return find_role(first.get("from") if first.get("from") is not None else first.get("role")) != "assistant"
 
 
@@ -177,11 +185,41 @@ def _read_label(name: str, value: object) -> bool:
     return bool(value)
 
 
+def complete_question(row: Row) -> Row:
+    """The row of a question as one of supervised training: where there is no answer, one stands in its place."""
+    if row.get("prompt") is not None and row.get("completion") is None:
+        return {**row, "completion": STAND_IN}
+    if row.get("query") is not None and row.get("response") is None:
+        return {**row, "response": STAND_IN}
+    if row.get("instruction") is not None and row.get("output") is None:
+        return {**row, "output": STAND_IN}
+    for column, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
+        messages = read_json_list(row.get(column), column)
+        if not isinstance(messages, (list, tuple)) or not messages:
+            continue
+        last = messages[-1]
+        if isinstance(last, Mapping):
+            key = role if last.get(role) is not None else "role"
+            if find_role(last.get(key)) != "assistant":
+                answer = {key: "assistant", content if key == role else "content": STAND_IN}
+                return {**row, column: [*messages, answer]}
+    return row
+
+
 def import_question(row: Row, import_one: Callable[[Row], Conversation]) -> Conversation:
-    """The conversation of a row: with its answer, or, of a row with a prompt alone, without one."""
-    if row.get("prompt") is None or row.get("completion") is not None:
-        return import_one(row)
-    return Conversation(messages=import_one({**row, "completion": "-"}).messages[:-1])
+    """The conversation of a row: with its answer, or, of a row with a question alone, without one.
+
+    Raises ValueError for a question that does not end with a message of the user.
+    """
+    completed = complete_question(row)
+    messages = import_one(completed).messages
+    asked = [message.role for message in messages[:-1]]
+    if not asked or asked[-1] != "user":
+        raise ValueError(
+            "the row asks nothing: its question has to end with a message of the user"
+            + (f", and its last one is the {asked[-1]}'s" if asked else "")
+        )
+    return Conversation(messages=messages if completed is row else messages[:-1])
 
 
 def import_pair(row: Row, import_one: Callable[[Row], Conversation]) -> tuple[Conversation, Conversation]:
