@@ -1,6 +1,8 @@
 """Documents that are longer than a row or than the model's positions: told with their place and left out."""
 
+import io
 import json
+import tarfile
 
 import pytest
 from PIL import Image
@@ -233,3 +235,22 @@ def test_the_answer_that_rewards_compare_with_is_the_last(template, tmp_path):
     _, answered = documents[0].split_group()
     [part] = template.parse_answer(answered.labels[answered.labels >= 0])
     assert part.text == "cat cat cat"
+
+
+def test_a_batch_that_is_smaller_than_a_row_is_told(template, tmp_path, capsys):
+    path = rows_of(tmp_path / "rows.jsonl", [3])
+    for given, told in (({"tokens_per_batch": 64}, True), ({}, False), ({"tokens_per_batch": 4096}, False)):
+        cfg = CorpusConfig(datasets=[DatasetConfig(path=str(path))], length=2048, **given)
+        Corpus(cfg, template, None, False)
+        said = capsys.readouterr().err
+        assert ("corpus.tokens_per_batch 64 is less than a row: batches have corpus.length 2048" in said) == told
+
+
+def test_files_of_other_kinds_are_told(template, tmp_path, capsys):
+    with tarfile.open(tmp_path / "rows.tar", "w") as tar:
+        for name, content in (("a.txt", b"cat"), ("a.json", b"{}"), ("a.xyz", b"?")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    corpus(tmp_path / "rows.tar", template, length=64)
+    assert "rows.tar: files of other kinds, 1 of xyz" in capsys.readouterr().err

@@ -113,6 +113,12 @@ class Corpus:
         before: Sequence[int] = (),
     ) -> None:
         self.cfg, self.template, self.rows = cfg, template, rows
+        if cfg.tokens_per_batch < cfg.length and "tokens_per_batch" in cfg.model_fields_set:
+            print(
+                f"corpus.tokens_per_batch {cfg.tokens_per_batch} is less than a row: batches have corpus.length "
+                f"{cfg.length}",
+                file=sys.stderr,
+            )
         self.limit = (cfg.length, "corpus.length")
         if max_positions is not None and max_positions < cfg.length:
             self.limit = (max_positions, "the model's number of positions")
@@ -295,6 +301,9 @@ class Corpus:
             print(f"skipped {row}", file=sys.stderr)
         if opened.num_bad > 5:
             print(f"skipped {opened.num_bad} rows of {dataset.path} in all", file=sys.stderr)
+        if opened.ignored:
+            kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(opened.ignored.items()))
+            print(f"not read of {dataset.path}: files of other kinds, {kinds}", file=sys.stderr)
         if opened.unread:
             print(f"not used of {dataset.path}: {', '.join(sorted(opened.unread))}", file=sys.stderr)
         return EncodedDocuments(opened, self._codes, self.template.vocabulary, self.cfg.streaming)
