@@ -109,3 +109,8 @@ def test_a_lone_answer_without_a_baseline_is_nothing_to_tell(make_model, vocabul
     batch, values = pack_labels([((question, answer, None), True)])
     KtoLoss(make_model(), vocabulary, JOINT, KtoConfig(baseline=False)).train()(*batch, values=values)
     assert not recwarn.list
+
+
+def test_weights_that_leave_nothing_to_learn_are_refused():
+    with pytest.raises(ValueError, match="both 0, and nothing would be learnt"):
+        KtoConfig(good_weight=0, bad_weight=0)

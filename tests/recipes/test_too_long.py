@@ -254,3 +254,46 @@ def test_files_of_other_kinds_are_told(template, tmp_path, capsys):
             tar.addfile(info, io.BytesIO(content))
     corpus(tmp_path / "rows.tar", template, length=64)
     assert "rows.tar: files of other kinds, 1 of xyz" in capsys.readouterr().err
+
+
+def test_a_share_that_leaves_nothing_to_learn_from_is_one_line(template, tmp_path):
+    path = rows_of(tmp_path / "rows.jsonl", [3, 4])
+    with pytest.raises(ValueError, match="nothing of rows.jsonl is left to learn from: validation_share 0.9 of 2"):
+        corpus(path, template, length=64, validation_share=0.9)
+
+
+CODES = {
+    "too few": ([1, 2, 3], "image has 3 codes"),
+    "below 0": ([-1] * 64, "image code -1 is outside"),
+    "too large": ([10**9] * 64, "image code 1000000000 is outside"),
+    "of groups": ([[1, 2]] * 64, r"image codes have shape \[64, 2\]"),
+}
+
+
+@pytest.mark.parametrize("kind", CODES)
+@pytest.mark.parametrize("rows", ["answers", "pairs", "labels", "prompts"])
+def test_codes_that_the_model_has_not_are_a_bad_row(media_folder, tmp_path, capsys, kind, rows):
+    text, media = TextTokenizer.load(media_folder), open_media(media_folder)
+    template, (codes, message) = make_template(text, text.size, media), CODES[kind]
+
+    def row(codes):
+        drawn_ = {"role": "assistant", "content": [{"type": "image", "codes": codes}]}
+        asked = {"role": "user", "content": "draw"}
+        if rows == "pairs":
+            return {"prompt": [asked], "chosen": [{"role": "assistant", "content": "no"}], "rejected": [drawn_]}
+        return {"messages": [asked, drawn_]} | ({"label": True} if rows == "labels" else {})
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(row([1] * 64))}\n{json.dumps(row(codes))}\n")
+    for mode in ("fail", "skip"):
+        cfg = CorpusConfig(datasets=[DatasetConfig(path=str(path), on_bad_row=mode)], length=256)
+        given = Corpus(cfg, template, media, False, rows=rows)
+        if mode == "fail":
+            with pytest.raises(
+                ValueError, match=rf"rows.jsonl line 2: {message}.*; mend it, or set on_bad_row to skip"
+            ):
+                given.encode()
+            continue
+        given.encode()
+        given.check()
+        assert "skipped" in (said := capsys.readouterr().err) and "rows.jsonl line 2" in said

@@ -77,7 +77,7 @@ class CorpusConfig(Config):
     mask_history: bool = False  # only the last answer of a document is learnt
     #: share of the documents with media as answers that lose their words, for guidance (arXiv 2207.12598)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
 
 
 class ChosenShards:
@@ -188,6 +188,11 @@ class Corpus:
                 f"nothing of {name.partition(':')[2]} is held out: validation_share {share:g} of {count} documents is "
                 f"none; give at least {math.ceil(1000 / count) / 1000:g}, or name corpus.validation",
                 file=sys.stderr,
+            )
+        if num == count:
+            raise ValueError(
+                f"nothing of {name.partition(':')[2]} is left to learn from: validation_share {share:g} of {count} "
+                "documents is all of them; give less"
             )
         return np.sort(order[:num]), np.sort(order[num:])
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -43,6 +43,12 @@ class KtoConfig(Config):
     good_weight: float = Field(default=1.0, ge=0)
     bad_weight: float = Field(default=1.0, ge=0)
     baseline: bool = True  # False: z is 0
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if not self.good_weight and not self.bad_weight:
+            raise ValueError("good_weight and bad_weight are both 0, and nothing would be learnt; give one a weight")
+        return self
 
 
 class KtoLoss(Objective):
