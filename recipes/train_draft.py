@@ -84,7 +84,7 @@ def run(cfg: DraftRecipe, flags: Flags) -> None:
         check_place(name, folder)
     if out.resolve() == cfg.model.resolve() or (out.exists() and not flags.dry_run and any(out.iterdir())):
         raise ValueError(f"out: {out} has something in it; name another folder, or remove it")
-    check_validation(cfg.loop, cfg.corpus)
+    check_validation(cfg.loop, cfg.corpus, measured_at_end=True)
 
     # the model, which stays as it is, and its documents
     parallel = Parallel(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -247,3 +247,19 @@ def test_messages_say_what_is_wrong_and_no_more(override, message):
     with pytest.raises(ValueError) as caught:
         load_config(Recipe, None, [override])
     assert str(caught.value) == message
+
+
+class Weighted(Config):
+    weight: float = 1.0
+    given: float | None = None
+    several: tuple[float, ...] = ()
+    named: dict[str, float] = {}
+    inner: Optimizer = Optimizer()
+
+
+@pytest.mark.parametrize("key", ["weight={}", "given={}", "several=[1,{}]", "named.a={}", "inner.lr={}"])
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_numbers_are_finite(key, value):
+    with pytest.raises(ValueError, match="finite number") as caught:
+        load_config(Weighted, overrides=[key.format(value)])
+    assert "\n" not in str(caught.value)

@@ -26,10 +26,18 @@ from unimodal.files import describe_error, write_text_atomically
 
 
 class Config(BaseModel):
-    """Base of every settings class: frozen, unknown keys refused. A section may also be a plain pydantic model."""
+    """Base of every settings class: frozen, unknown keys refused, numbers finite.
+
+    A section may also be a plain pydantic model.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
     #: settings of which one may be given: it takes the place of the others' defaults
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import shutil
 
 import pytest
@@ -225,3 +226,24 @@ def test_text_in_another_encoding_is_one_line_that_names_the_file_and_the_line(t
         assert "\n" not in str(caught.value)
     (tmp_path / "windows.txt").write_bytes("\ufeffone\r\ntwo\r\n".encode())
     assert read_answers(tmp_path / "windows.txt") == ["one\ntwo\n"]
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_path_is_not_the_folder_of_work(name):
+    with pytest.raises(ValueError, match="the path of a dataset is"):
+        open_dataset(DatasetConfig(path=name))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match="rows.jsonl is no file that can be read more than once"):
+        open_dataset(DatasetConfig(path=str(tmp_path / "rows.jsonl")))
+
+
+@pytest.mark.parametrize("ending", [".zst", ".lz4", ".zip"])
+def test_a_file_that_cannot_be_unpacked_is_not_left_out_of_its_folder(tmp_path, ending):
+    (tmp_path / "a.jsonl").write_text(LINES)
+    (tmp_path / f"b.jsonl{ending}").write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"b.jsonl{ending} would be left out"):
+        open_dataset(DatasetConfig(path=str(tmp_path)))
+    assert read_answers(tmp_path / "*.jsonl") == ANSWERS

@@ -21,6 +21,7 @@ from unimodal.objectives.distillation.relations import (
 from unimodal.objectives.distillation.student import DistillationConfig, Teacher, TeacherLoss
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.states import BlockStates
 
 JOINT = LossConfig(softmax="joint", max_logits=400)
 
@@ -137,28 +138,39 @@ def test_hidden_states_come_near_the_teachers(make_model, vocabulary):
 def test_a_student_of_the_same_width_begins_at_the_identity():
     match = HiddenMatch(HiddenConfig(), 2, 2, 8, 8)
     states = [torch.randn(1, 5, 8) for _ in range(2)]
-    assert float(match(states, states, torch.arange(5))) == pytest.approx(0, abs=1e-12)
+    assert float(match(states, states, torch.arange(5), torch.ones(5))) == pytest.approx(0, abs=1e-12)
 
 
-def test_relations_are_their_formulas():
+@pytest.mark.parametrize(
+    "weights", [[1.0] * 12, [1.0, 2.0, 0.5] * 4, [0.0, 3.0] * 6], ids=["equal", "uneven", "some 0"]
+)
+def test_relations_are_their_formulas(weights):
     g = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(12, 6, generator=g), torch.randn(12, 9, generator=g)
+    w = torch.tensor(weights)
+
+    def mean(numbers, of):
+        return sum(float(a) * float(b) for a, b in zip(numbers, of, strict=True)) / float(sum(of))
+
     cosine = [F.cosine_similarity(x[:, None], x[None], dim=-1) for x in (student, teacher)]
     local = []
     for i in range(12):
         near = sorted((j for j in range(12) if j != i), key=lambda j: -float(cosine[1][i, j]))[:4]
         p, q = ((c[i, near] / 0.1).softmax(0) for c in (cosine[1], cosine[0]))
         local.append((p * (p / q).log()).sum())
-    torch.testing.assert_close(compare_neighbours(student, teacher, 4, 0.1), torch.stack(local).mean())
+    found = float(compare_neighbours(student, teacher, w, 4, 0.1))
+    assert found == pytest.approx(mean(local, weights), rel=1e-4)
     mapped = torch.randn(12, 9, generator=g)
     scores = F.cosine_similarity(mapped[:, None], teacher[None], dim=-1) / 0.1
-    torch.testing.assert_close(contrast_tokens(mapped, teacher, 0.1), -scores.log_softmax(1).diagonal().mean())
+    found = float(contrast_tokens(mapped, teacher, w, 0.1))
+    assert found == pytest.approx(mean(-scores.log_softmax(1).diagonal(), weights), rel=1e-4)
     documents = torch.tensor([0] * 5 + [3] * 7)
-    squares = [(cosine[0][a:b, a:b] - cosine[1][a:b, a:b]).square() for a, b in ((0, 5), (5, 12))]
-    expected = torch.cat([one.flatten() for one in squares]).mean()
-    torch.testing.assert_close(compare_within(student, teacher, documents), expected)
-    assert float(compare_neighbours(teacher, teacher, 4, 0.1)) == pytest.approx(0, abs=1e-6)
-    assert float(compare_within(teacher, teacher, documents)) == pytest.approx(0, abs=1e-6)
+    pairs = [(i, j) for a, b in ((0, 5), (5, 12)) for i in range(a, b) for j in range(a, b)]
+    squares = [(cosine[0][i, j] - cosine[1][i, j]) ** 2 for i, j in pairs]
+    found = float(compare_within(student, teacher, documents, w))
+    assert found == pytest.approx(mean(squares, [weights[i] * weights[j] for i, j in pairs]), rel=1e-4)
+    assert float(compare_neighbours(teacher, teacher, w, 4, 0.1)) == pytest.approx(0, abs=1e-6)
+    assert float(compare_within(teacher, teacher, documents, w)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -322,3 +334,53 @@ def test_the_teachers_distributions_are_weighed_by_medium(make_model, vocabulary
         total, parts = TeacherLoss(student, vocabulary, cfg, own, Teacher(teacher))(*pack(answers))
     assert parts["metrics"]["teacher_logits"][0] == pytest.approx(float(torch.stack(terms).mean()), abs=1e-5)
     assert float(total) / parts["weight"] == pytest.approx(parts["metrics"]["teacher_logits"][0], abs=1e-5)
+
+
+WEIGHTS = {"equal": {}, "images alone": {"text": 0.0, "image": 2.0}, "text alone": {"image": 0.0},
+           "uneven": {"text": 0.5, "image": 3.0}}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+def test_the_teachers_states_are_weighed_by_medium(make_model, vocabulary, weights):
+    """Hidden states and relations against their formulas over the stock models' states, document by document."""
+    student, teacher, answers = make_model(), make_model(seed=4, num_layers=2), make_answers(vocabulary, 3)
+    images, states, weight, documents = vocabulary.get_block_range("image"), ([], []), [], []
+    own = DistillationConfig(teacher="x", share=1.0, hidden=HiddenConfig(weight=0.7), relations=RelationConfig())
+    cfg = LossConfig(softmax="joint", modality_weights=weights)
+    module = TeacherLoss(student, vocabulary, cfg, own, Teacher(teacher))
+    module.hidden.pairs, module.hidden.maps = module.hidden.pairs[:1], module.hidden.maps[:1]
+    # the documents of one row lie by length, the longest first
+    for number, (question, answer, _) in enumerate(sorted(answers, key=lambda one: -len(one[0] + one[1]))):
+        here = slice(len(question) - 1, len(question + answer) - 1)
+        for of, model in zip(states, (student, teacher), strict=True):
+            with torch.no_grad(), BlockStates(model).collect() as found:
+                model(torch.tensor([question + answer]))
+            of.append([one[0, here] for one in found])
+        weight += [weights.get("image" if token in images else "text", 1.0) for token in answer]
+        documents += [number] * len(answer)
+    weight, documents = torch.tensor(weight), torch.tensor(documents)
+    first, last = ([torch.cat([one[at] for one in of]) for of in states] for at in (0, -1))
+    error = sum(w * float(x) for w, x in zip(weight, (first[0] - first[1]).square().mean(1), strict=True))
+    size = sum(w * float(x) for w, x in zip(weight, first[1].square().mean(1), strict=True))
+    with torch.no_grad():
+        total, parts = module(*pack(answers, 128))
+        part = weight > 0
+        num = torch.arange(int(part.sum()))
+        terms = module.relations(last[0][part], last[1][part], documents[part], num, weight[part])
+    relations = float(terms["local"] + 0.1 * terms["global"] + terms["inner"])
+    assert parts["metrics"]["teacher_hidden"][0] == pytest.approx(float(error / size), rel=1e-4)
+    assert parts["metrics"]["teacher_relations"][0] == pytest.approx(relations, rel=1e-4)
+    assert float(total) / float(weight.sum()) == pytest.approx(0.7 * float(error / size) + relations, rel=1e-4)
+
+
+def test_likelihoods_of_text_that_weighs_nothing_are_refused(make_model, vocabulary):
+    own = DistillationConfig(teacher="x", likelihood=LikelihoodConfig())
+    with pytest.raises(ValueError, match=r"likelihood learns text, which loss.modality_weights gives 0"):
+        cfg = LossConfig(modality_weights={"text": 0})
+        TeacherLoss(make_model(), vocabulary, cfg, own, Teacher(make_model()))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_of_a_medium_is_a_number_from_0_on(weight):
+    with pytest.raises(ValueError, match="greater than or equal to 0|finite number"):
+        LossConfig(modality_weights={"text": weight})

@@ -82,3 +82,35 @@ def test_with_adapters_good_answers_rise_and_bad_ones_fall(make_model, vocabular
         optimizer.step()
     good, bad = found["metrics"]["reward_chosen"], found["metrics"]["reward_rejected"]
     assert good[0] / good[1] > bad[0] / bad[1] + 0.05
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_lone_answer_has_no_baseline_and_is_told_once(make_model, vocabulary, good):
+    """TRL refuses such a batch: behind its own question the answer would be compared with itself."""
+    [(question, answer, _)] = make_answers(vocabulary, 1)
+    model, start = make_model(), make_model()
+    module = KtoLoss(model, vocabulary, JOINT).train()
+    moved(model)
+    batch, values = pack_labels([((question, answer, None), good)])
+    with pytest.warns(UserWarning, match="holds one answer: it adds nothing to the baseline") as told:
+        for _ in range(2):
+            total, found = module(*batch, values=values)
+    assert len(told) == 1 and found["metrics"]["baseline"] == (0.0, 1.0)
+    with torch.no_grad():
+        score = (score_alone(model, question, answer) - score_alone(start, question, answer)).sum()
+    sign = 1 if good else -1
+    assert (exchange_answers(*batch, None)[1] == -100).all()
+    assert float(total.detach()) == pytest.approx(float(1 - F.sigmoid(module.own.beta * sign * score)), abs=1e-5)
+    total.backward()
+
+
+def test_a_lone_answer_without_a_baseline_is_nothing_to_tell(make_model, vocabulary, recwarn):
+    [(question, answer, _)] = make_answers(vocabulary, 1)
+    batch, values = pack_labels([((question, answer, None), True)])
+    KtoLoss(make_model(), vocabulary, JOINT, KtoConfig(baseline=False)).train()(*batch, values=values)
+    assert not recwarn.list
+
+
+def test_weights_that_leave_nothing_to_learn_are_refused():
+    with pytest.raises(ValueError, match="both 0, and nothing would be learnt"):
+        KtoConfig(good_weight=0, bad_weight=0)

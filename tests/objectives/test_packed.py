@@ -1,12 +1,16 @@
 """The training module: accumulation over ragged documents, what it reports, DDP's needs, and token selection."""
 
+import warnings
+
 import pytest
 import torch
 
+from tests.objectives.judged import make_answers, pack_documents, render
 from unimodal.model.attention import Packing, set_attention
 from unimodal.model.rows import extend_rows, get_new_rows, share_rows
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.silence import PATIENCE
 from unimodal.objectives.token_selection import measure_prompt_attention, select_tokens
 from unimodal.training.batches import WeightedLoss
 from unimodal.training.loop import Trainer
@@ -187,3 +191,17 @@ def test_selection_without_an_attention_to_watch_is_refused(make_model, vocabula
     model = make_model()  # sdpa
     with pytest.raises(ValueError, match="keep_share below 1 needs attention 'varlen' or 'xformers'"):
         PackedLoss(model, vocabulary, LossConfig(keep_share=0.5)).train()(*packed(documents(vocabulary)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"), [({"text": 0.0, "image": 0.0}, True), ({"text": 0.0}, False), ({}, False)]
+)
+def test_media_that_all_weigh_nothing_are_told(make_model, vocabulary, weights, told):
+    answers = make_answers(vocabulary)
+    batch = pack_documents([render(question, answer) for question, answer, _ in answers])[0]
+    module = PackedLoss(make_model(), vocabulary, LossConfig(modality_weights=weights)).train()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(PATIENCE):
+            module(*batch)
+    assert sum("loss.modality_weights are 0 for all labels" in str(one.message) for one in found) == told

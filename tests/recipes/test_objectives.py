@@ -190,7 +190,7 @@ def test_next_token_by_its_name_is_the_default(settings, tmp_path):
                        "loop.evaluate_every=0"],
          "compares with the row's own answer, and this row has none"),
         ("answers", "objective.grpo={max_tokens: 250, rewards: {similarity: {}}}", "leave no room"),
-        ("answers", f"objective.grpo={{max_tokens: 70, rewards: {{{__name__}:give_nothing: {{}}}}}}", "gave nan for"),
+        ("answers", f"objective.grpo={{max_tokens: 70, rewards: {{{__name__}:give_nothing: {{}}}}}}", "gave nan (f"),
         ("answers", "objective.grpo={max_tokens: 70, rewards: {ctc: {}}}", "has no `reading`"),
         ("answers", ["loop.steps=0", "loop.epochs=1", "objective.grpo.rewards={similarity: {}}"], "give loop.steps"),
         ("questions", "objective.grpo={medium: image, max_tokens: 70, rewards: {caption: {}}}",

@@ -134,35 +134,129 @@ def give_torch(attempts, context):
     return torch.arange(len(attempts))
 
 
-def give_none(attempts, context):
-    return None
-
-
-def give_words(attempts, context):
-    return ["1"] * len(attempts)
-
-
-NO_FUNCTION = 3
-
-
 @pytest.mark.parametrize("name", ["give_numpy", "give_torch"])
 def test_numbers_of_numpy_and_torch_are_numbers(context, name):
     rewards = Rewards({f"{__name__}:{name}": {}}, {})
     assert rewards.score([attempt("draw.", Text("no"))] * 3, context)[0].tolist() == [0, 1, 2]
 
 
+class Odd(Exception):
+    """An error whose words have several lines."""
+
+    def __str__(self):
+        return "it\nfailed"
+
+
+def raise_now(attempts, context, error):
+    raise ERRORS[error]()
+
+
+def raise_later(attempts, context, error):
+    yield 1.0
+    raise ERRORS[error]()
+
+
+ERRORS = {
+    "ValueError": lambda: ValueError("no"),
+    "KeyError": lambda: KeyError("a"),
+    "ZeroDivisionError": ZeroDivisionError,
+    "RuntimeError": lambda: RuntimeError("CUDA\nerror"),
+    "AssertionError": AssertionError,
+    "Odd": Odd,
+    "FileNotFoundError": lambda: FileNotFoundError(2, "No such file"),
+    "RecursionError": lambda: RecursionError("deep"),
+}
+
+
+@pytest.mark.parametrize("function", ["raise_now", "raise_later"])
+@pytest.mark.parametrize("error", ERRORS)
+def test_whatever_a_function_raises_is_one_line_that_names_it(context, function, error):
+    name = f"{__name__}:{function}"
+    with pytest.raises(ValueError, match=rf"{name} failed: {error} in {function}, line \d+ \(") as caught:
+        Rewards({name: {"error": error}}, {}).score([attempt("draw.", Text("no"))] * 2, context)
+    assert "\n" not in str(caught.value) and caught.value.__cause__ is not None
+
+
+GIVEN = {  # for two answers → what is said of it
+    "None": (None, r"gave None \(NoneType\); it must give a list of a number for each answer"),
+    "a number": (0.5, r"gave 0.5 \(float\); it must give a list"),
+    "a text": ("12", r"gave '12' \(str\); it must give a list"),
+    "bytes": (b"12", r"gave b'12' \(bytes\); it must give a list"),
+    "by name": ({0: 1.0, 1: 2.0}, r"\(dict\); it must give a list"),
+    "a set": ({1.0, 2.0}, r"\(set\); it must give a list"),
+    "a tensor without shape": (torch.tensor(1.0), r"gave a Tensor of shape \[\]; it must give a list"),
+    "an array without shape": (np.array(1.0), r"gave a ndarray of shape \[\]; it must give a list"),
+    "too few": ([1.0], "gave 1 numbers for 2 answers"),
+    "too many": ([1.0, 2.0, 3.0], "gave 3 numbers for 2 answers"),
+    "none": ([], "gave 0 numbers for 2 answers"),
+    "a tensor of too many": (torch.ones(3), "gave 3 numbers for 2 answers"),
+    "a table": (torch.ones(2, 3), r"gave a Tensor of shape \[3\] for an answer to 'draw.'; it must be a finite number"),
+    "texts": (["1", "2"], r"gave '1' \(str\) for an answer to 'draw.'; it must be a finite number"),
+    "nothing in it": ([1.0, None], r"gave None \(NoneType\) for an answer"),
+    "booleans": ([True, False], r"gave True \(bool\) for an answer"),
+    "booleans of numpy": (np.array([True, False]), r"gave True \(bool\) for an answer"),
+    "booleans of torch": (torch.tensor([True, False]), r"gave True \(bool\) for an answer"),
+    "lists": ([[1.0], [2.0]], r"gave \[1.0\] \(list\) for an answer"),
+    "complex": ([1j, 1.0], r"gave 1j \(complex\) for an answer"),
+    "nan": ([float("nan"), 1.0], r"gave nan \(float\) for an answer"),
+    "infinite": (torch.tensor([float("inf"), 1.0]), r"gave inf \(float\) for an answer"),
+    "too large": ([10**400, 1], r"\(int\) for an answer"),
+}
+
+
+def give(attempts, context, kind):
+    return GIVEN[kind][0]
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_what_is_no_number_for_each_answer_is_one_line(context, kind):
+    name = f"{__name__}:give"
+    with pytest.raises(ValueError, match=rf"the reward {name} .*{GIVEN[kind][1]}") as caught:
+        Rewards({name: {"kind": kind}}, {}).score([attempt("draw.", Text("no"))] * 2, context)
+    assert "\n" not in str(caught.value)
+
+
+NO_FUNCTION = 3
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("give_none", {}, "gave None; it must give a list of a number for each answer"),
-        ("give_words", {}, "gave '1' for an answer to 'draw.'; it must be a finite number"),
-        ("give_none", {"scale": 2}, "unexpected keyword argument 'scale'"),
-        ("NO_FUNCTION", {}, "is no function"),
+        (f"{__name__}:give_torch", {"scale": 2}, "unexpected keyword argument 'scale'"),
+        (f"{__name__}:give", {}, "missing a required argument: 'kind'"),
+        (f"{__name__}:NO_FUNCTION", {}, "is no function"),
+        (f"{__name__}:nothing", {}, "cannot be imported"),
+        ("no_such_module:f", {}, "cannot be imported"),
+        (":f", {}, "cannot be imported"),
+        ("broken_rewards:f", {}, r"cannot be imported \(SyntaxError: "),
+        ("failing_rewards:f", {}, r"cannot be imported \(RuntimeError: no GPU\)"),
     ],
 )
-def test_a_reward_of_ones_own_that_is_none_is_one_line(context, name, settings, message):
+def test_a_reward_of_ones_own_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, name, settings, message):
+    (tmp_path / "broken_rewards.py").write_text("def f(:")
+    (tmp_path / "failing_rewards.py").write_text("raise RuntimeError('no GPU')")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
-        Rewards({f"{__name__}:{name}": settings}, {}).score([attempt("draw.", Text("no"))], context)
+        Rewards({name: settings}, {})
+    assert "\n" not in str(caught.value)
+
+
+def hear_nothing(sound):
+    return None
+
+
+def hear_badly(sound):
+    raise IndexError("list index out of range")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [("hear_nothing", "gave NoneType; it must give the words"), ("hear_badly", "failed: IndexError in hear_badly")],
+)
+def test_a_recogniser_of_ones_own_that_fails_is_one_line(context, function, message):
+    reward = make("word_errors", recogniser=f"{__name__}:{function}")
+    with pytest.raises(ValueError, match=message) as caught:
+        reward([attempt("a red apple", Audio(codes=draw_codes(context, "audio", num=20)))], context)
     assert "\n" not in str(caught.value)
 
 

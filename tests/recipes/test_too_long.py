@@ -1,6 +1,8 @@
 """Documents that are longer than a row or than the model's positions: told with their place and left out."""
 
+import io
 import json
+import tarfile
 
 import pytest
 from PIL import Image
@@ -172,3 +174,126 @@ def test_rows_of_similar_length_and_the_last_answer_are_settings(template, tmp_p
     batch = last.make_batches(whole_passes=True).next_batch()
     assert batch.ids.shape[0] == 3 and batch.ids.shape[1] < 64 and (batch.segment_ids <= 1).all()
     assert 2 * (batch.labels >= 0).sum() == (both.labels >= 0).sum()
+
+
+def judged_rows(path, kind, lengths):
+    """Rows of a kind whose answers are of so many words, each asked for after an earlier answer."""
+    history = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "dog"}]
+    rows = []
+    for n in lengths:
+        asked, said = [*history, {"role": "user", "content": "say more"}], " ".join(["cat"] * n)
+        answer = {"role": "assistant", "content": said}
+        rows.append({"pairs": {"messages": [*asked, answer], "rejected_response": "no"},
+                     "labels": {"messages": [*asked, answer], "label": True},
+                     "prompts": {"messages": [*asked, answer]}}[kind])  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels", "prompts"])
+@pytest.mark.parametrize("mode", ["drop", "truncate", "split", "error"])
+def test_answers_that_are_judged_are_never_cut(template, tmp_path, capsys, kind, mode):
+    """No piece of a judged answer is learnt or validated under the label of the whole one."""
+    data = CorpusConfig(datasets=[DatasetConfig(path=str(judged_rows(tmp_path / "a.jsonl", kind, [3, 200, 4])))],
+                        validation=[DatasetConfig(path=str(judged_rows(tmp_path / "b.jsonl", kind, [200, 3])))],
+                        length=96, tokens_per_batch=192, long_rows=mode)  # fmt: skip
+    given = Corpus(data, template, None, False, rows=kind)
+    if mode == "error":
+        with pytest.raises(ValueError, match="too long are 1 of 3 documents of a.jsonl"):
+            given.check()
+        return
+    given.check()
+    if mode != "drop":
+        said = capsys.readouterr().err
+        assert "left out 1 of 3 documents of a.jsonl: corpus.length is 96" in said
+        assert "left out 1 of 2 documents of b.jsonl" in said and "split" not in said and "truncated" not in said
+    batches = [*given.make_validation_batches(), *(given.make_batches().next_batch() for _ in range(2))]
+    begin = template.vocabulary.get_control_id("<|bos|>")
+    for batch in batches:
+        assert (batch.ids[(batch.position_ids == 0) & (batch.segment_ids > 0)] == begin).all()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels"])
+def test_the_last_answer_alone_is_judged_by_choice(template, tmp_path, kind):
+    """Of pairs that differ in two answers, and of labels."""
+    turns = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "cat"}] * 2
+    other = [turns[0], {"role": "assistant", "content": "dog"}] * 2
+    row = {"chosen": turns, "rejected": other} if kind == "pairs" else {"messages": turns, "label": False}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    learnt = []
+    for mask in (False, True):
+        data = CorpusConfig(datasets=[DatasetConfig(path=str(tmp_path / "rows.jsonl"))], length=96, mask_history=mask)
+        batch = Corpus(data, template, None, False, rows=kind).make_batches(whole_passes=True).next_batch()
+        learnt.append(int((batch.labels >= 0).sum()))
+    assert learnt[0] == 2 * learnt[1] > 0
+
+
+def test_the_answer_that_rewards_compare_with_is_the_last(template, tmp_path):
+    path = judged_rows(tmp_path / "rows.jsonl", "prompts", [3])
+    data = CorpusConfig(datasets=[DatasetConfig(path=str(path))], length=96)
+    [documents] = Corpus(data, template, None, False, rows="prompts").sets.values()
+    _, answered = documents[0].split_group()
+    [part] = template.parse_answer(answered.labels[answered.labels >= 0])
+    assert part.text == "cat cat cat"
+
+
+def test_a_batch_that_is_smaller_than_a_row_is_told(template, tmp_path, capsys):
+    path = rows_of(tmp_path / "rows.jsonl", [3])
+    for given, told in (({"tokens_per_batch": 64}, True), ({}, False), ({"tokens_per_batch": 4096}, False)):
+        cfg = CorpusConfig(datasets=[DatasetConfig(path=str(path))], length=2048, **given)
+        Corpus(cfg, template, None, False)
+        said = capsys.readouterr().err
+        assert ("corpus.tokens_per_batch 64 is less than a row: batches have corpus.length 2048" in said) == told
+
+
+def test_files_of_other_kinds_are_told(template, tmp_path, capsys):
+    with tarfile.open(tmp_path / "rows.tar", "w") as tar:
+        for name, content in (("a.txt", b"cat"), ("a.json", b"{}"), ("a.xyz", b"?")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    corpus(tmp_path / "rows.tar", template, length=64)
+    assert "rows.tar: files of other kinds, 1 of xyz" in capsys.readouterr().err
+
+
+def test_a_share_that_leaves_nothing_to_learn_from_is_one_line(template, tmp_path):
+    path = rows_of(tmp_path / "rows.jsonl", [3, 4])
+    with pytest.raises(ValueError, match="nothing of rows.jsonl is left to learn from: validation_share 0.9 of 2"):
+        corpus(path, template, length=64, validation_share=0.9)
+
+
+CODES = {
+    "too few": ([1, 2, 3], "image has 3 codes"),
+    "below 0": ([-1] * 64, "image code -1 is outside"),
+    "too large": ([10**9] * 64, "image code 1000000000 is outside"),
+    "of groups": ([[1, 2]] * 64, r"image codes have shape \[64, 2\]"),
+}
+
+
+@pytest.mark.parametrize("kind", CODES)
+@pytest.mark.parametrize("rows", ["answers", "pairs", "labels", "prompts"])
+def test_codes_that_the_model_has_not_are_a_bad_row(media_folder, tmp_path, capsys, kind, rows):
+    text, media = TextTokenizer.load(media_folder), open_media(media_folder)
+    template, (codes, message) = make_template(text, text.size, media), CODES[kind]
+
+    def row(codes):
+        drawn_ = {"role": "assistant", "content": [{"type": "image", "codes": codes}]}
+        asked = {"role": "user", "content": "draw"}
+        if rows == "pairs":
+            return {"prompt": [asked], "chosen": [{"role": "assistant", "content": "no"}], "rejected": [drawn_]}
+        return {"messages": [asked, drawn_]} | ({"label": True} if rows == "labels" else {})
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(row([1] * 64))}\n{json.dumps(row(codes))}\n")
+    for mode in ("fail", "skip"):
+        cfg = CorpusConfig(datasets=[DatasetConfig(path=str(path), on_bad_row=mode)], length=256)
+        given = Corpus(cfg, template, media, False, rows=rows)
+        if mode == "fail":
+            with pytest.raises(
+                ValueError, match=rf"rows.jsonl line 2: {message}.*; mend it, or set on_bad_row to skip"
+            ):
+                given.encode()
+            continue
+        given.encode()
+        given.check()
+        assert "skipped" in (said := capsys.readouterr().err) and "rows.jsonl line 2" in said

@@ -37,7 +37,14 @@ def test_a_picture_tokenizer_is_fitted_to_labels_and_measured_on_media_of_its_ow
     first = load_tokenizer(tmp_path / "a")
     assert first.meaning.fitted and read_json(tmp_path / "a" / "recipe.json")["held_out"]["psnr"] > 0
     capsys.readouterr()
-    train(tmp_path, pictures, f"begin_from={tmp_path}/a", "loop.learning_rate=1e-12", name="b")
+    train(
+        tmp_path,
+        pictures,
+        f"begin_from={tmp_path}/a",
+        "loop.learning_rate=1e-12",
+        "loop.final_learning_rate=0",
+        name="b",
+    )
     names = first.state_dict()
     assert f"{len(names)} of {len(names)} weights are from" in capsys.readouterr().err
     again = load_tokenizer(tmp_path / "b").state_dict()
@@ -96,7 +103,7 @@ def test_clips_continue_a_picture_tokenizer_of_any_family(tmp_path, pictures, ca
     capsys.readouterr()
     train_clips(
         tmp_path, tmp_path / "films", f"continued={tmp_path}/b", f"begin_from={tmp_path}/clips", "one_held_out_of=3",
-        "loop.learning_rate=1e-12", f"run={tmp_path}/next_run", f"out={tmp_path}/next",
+        "loop.learning_rate=1e-12", "loop.final_learning_rate=0", f"run={tmp_path}/next_run", f"out={tmp_path}/next",
     )  # fmt: skip
     again = load_tokenizer(tmp_path / "next", other := load_tokenizer(tmp_path / "b"))
     assert again.config.image_tokenizer_sha256 == other.sha256 != image.sha256

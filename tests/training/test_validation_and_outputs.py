@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unimodal.corpus.corpus import CorpusConfig
 from unimodal.training.batches import WeightedLoss
 from unimodal.training.loop import Trainer
 from unimodal.training.metrics import MetricsLog
 from unimodal.training.plot import plot_losses, read_losses
 from unimodal.training.progress import Progress
 from unimodal.training.settings import LoopConfig
+from unimodal.tuning.plan import check_validation
 
 
 class Numbers:
@@ -197,3 +199,33 @@ def test_a_wholly_frozen_model_is_refused(tmp_path: Path) -> None:
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ValueError, match="nothing of the model is trained"):
         Trainer(model, Numbers(), lambda x, s: (x.sum(), {}), LoopConfig(steps=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 1e-6}, "final_learning_rate 1e-05 is above learning_rate 1e-06, and the rate would rise"),
+        ({"betas": (2, 0.9)}, "betas.0"),
+        ({"betas": (0.9, 1)}, "betas.1"),
+        ({"betas": (-0.1, 0.9)}, "betas.0"),
+        ({"seed": 2**63}, "seed"),
+    ],
+)
+def test_settings_that_no_optimizer_should_have_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LoopConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "told"),
+    [({}, False), ({"validation_share": 0.1}, True), ({"validation": [{"path": "held.jsonl"}]}, True)],
+)
+def test_documents_that_are_held_out_for_nothing_are_told(capsys, corpus, told):
+    cfg = CorpusConfig(datasets=[{"path": "rows.jsonl"}], **corpus)
+    for loop, more, expected in (
+        (LoopConfig(), {}, told),
+        (LoopConfig(), {"measured_at_end": True}, False),
+        (LoopConfig(evaluate_every=5), {"watched": True}, False),
+    ):
+        check_validation(loop, cfg, **more)
+        assert ("held out and never looked at" in capsys.readouterr().err) == expected

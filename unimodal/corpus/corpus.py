@@ -77,7 +77,7 @@ class CorpusConfig(Config):
     mask_history: bool = False  # only the last answer of a document is learnt
     #: share of the documents with media as answers that lose their words, for guidance (arXiv 2207.12598)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
 
 
 class ChosenShards:
@@ -113,6 +113,12 @@ class Corpus:
         before: Sequence[int] = (),
     ) -> None:
         self.cfg, self.template, self.rows = cfg, template, rows
+        if cfg.tokens_per_batch < cfg.length and "tokens_per_batch" in cfg.model_fields_set:
+            print(
+                f"corpus.tokens_per_batch {cfg.tokens_per_batch} is less than a row: batches have corpus.length "
+                f"{cfg.length}",
+                file=sys.stderr,
+            )
         self.limit = (cfg.length, "corpus.length")
         if max_positions is not None and max_positions < cfg.length:
             self.limit = (max_positions, "the model's number of positions")
@@ -122,8 +128,10 @@ class Corpus:
             if most < 2:
                 raise ValueError(f"a soft prompt of {len(before)} tokens does not fit {self.limit[1]} {self.limit[0]}")
             self.limit = (most, name)
+        #: answers that an objective compares or scores are whole: those that are too long are left out
+        self._long_rows: LongRows = cfg.long_rows if rows == "answers" or cfg.long_rows == "error" else "drop"
         self._fit = RowFitter(
-            template.vocabulary, self.limit[0], cfg.long_rows, cfg.mask_history, cfg.length, self.before
+            template.vocabulary, self.limit[0], self._long_rows, cfg.mask_history, cfg.length, self.before
         )
         self._features = features
         self._records = RecordCache(cfg.codes if keep_codes and not cfg.streaming else None)
@@ -180,6 +188,11 @@ class Corpus:
                 f"nothing of {name.partition(':')[2]} is held out: validation_share {share:g} of {count} documents is "
                 f"none; give at least {math.ceil(1000 / count) / 1000:g}, or name corpus.validation",
                 file=sys.stderr,
+            )
+        if num == count:
+            raise ValueError(
+                f"nothing of {name.partition(':')[2]} is left to learn from: validation_share {share:g} of {count} "
+                "documents is all of them; give less"
             )
         return np.sort(order[:num]), np.sort(order[num:])
 
@@ -267,9 +280,9 @@ class Corpus:
         """Reports what becomes of documents that are too long. Raises ValueError under `long_rows: error`."""
         if num:
             limit = f"{num:,} of {count:,} documents of {name}: {self.limit[1]} is {self.limit[0]}"
-            if self.cfg.long_rows == "error":
+            if self._long_rows == "error":
                 raise ValueError(f"too long are {limit}; raise it, or set corpus.long_rows to drop, truncate or split")
-            print(f"{DONE_WITH_LONG[self.cfg.long_rows]} {limit}", file=sys.stderr, flush=True)
+            print(f"{DONE_WITH_LONG[self._long_rows]} {limit}", file=sys.stderr, flush=True)
 
     def make_validation_batches(self) -> list[PackedBatch]:
         """The held-out documents in packed batches, the same for every rank.
@@ -293,6 +306,9 @@ class Corpus:
             print(f"skipped {row}", file=sys.stderr)
         if opened.num_bad > 5:
             print(f"skipped {opened.num_bad} rows of {dataset.path} in all", file=sys.stderr)
+        if opened.ignored:
+            kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(opened.ignored.items()))
+            print(f"not read of {dataset.path}: files of other kinds, {kinds}", file=sys.stderr)
         if opened.unread:
             print(f"not used of {dataset.path}: {', '.join(sorted(opened.unread))}", file=sys.stderr)
         return EncodedDocuments(opened, self._codes, self.template.vocabulary, self.cfg.streaming)
@@ -308,12 +324,12 @@ class Corpus:
     def _render(
         self, documents: EncodedDocuments, chosen: np.ndarray, dropout: float = 0.0, seed: int = 0
     ) -> RenderedDocuments:
-        done = DONE_WITH_LONG[self.cfg.long_rows]
+        done = DONE_WITH_LONG[self._long_rows]
         if self.rows == "pairs":
             rejected = EncodedDocuments(
                 documents.dataset.show_rejected(), self._codes, self.template.vocabulary, self.cfg.streaming
             )
-            most, done = self.cfg.length - 2 * len(self.before), DONE_WITH_LONG["drop"]
+            most = self.cfg.length - 2 * len(self.before)
             row = (most, "corpus.length (for both answers)")
             return PairedDocuments(documents, rejected, chosen, self.template, self.limit, row, self._features, done)
         if self.rows == "prompts":

@@ -187,6 +187,7 @@ class RenderedDocuments:
         self.system = coder.processor.system if coder is not None else ""
         self.bad: dict[int, str] = {}  # documents that cannot be used, and why
         self._too_long = np.zeros(len(documents), bool)  # only to name each once
+        self._checked = np.zeros(len(documents), bool)  # whose codes are known to be the vocabulary's
 
     def __len__(self) -> int:
         return len(self.chosen) * DRAWS
@@ -227,10 +228,20 @@ class RenderedDocuments:
         if number in self.bad:
             return None
         try:
-            return self.documents[number]
+            document = self.documents[number]
+            if not self._checked[number]:
+                self._check_codes(document)
+                self._checked[number] = True
+            return document
         except ValueError as error:
             self.refuse(number, error)
             return None
+
+    def _check_codes(self, document: Document) -> None:
+        """Raises ValueError for codes that the vocabulary has not: those of a row that brings them itself."""
+        for part in document.parts:
+            if not isinstance(part, Text) and part.codes is not None:
+                self.template.vocabulary.encode_span(part.modality, part.codes, part.grid)
 
     def refuse(self, number: int, error: ValueError) -> None:
         """Names a document that cannot be used on stderr, or raises ValueError, whichever its dataset asks for."""

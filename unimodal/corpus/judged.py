@@ -10,6 +10,7 @@ import numpy as np
 
 from unimodal.coder.features import FeatureMemory
 from unimodal.corpus.documents import EncodedDocuments, RenderedDocuments
+from unimodal.sequence.cutting import keep_last_answer
 from unimodal.sequence.document import Document, Media
 from unimodal.sequence.templates.own import Rendered, Template, join_group
 
@@ -90,7 +91,8 @@ class PairedDocuments(JudgedDocuments):
 class PromptDocuments(RenderedDocuments):
     """Questions, each as it is asked; behind it, as a document of its own, the row with its answer if it has one.
 
-    Only the second has labels: it tells rewards what the row's own answer is, and validation scores it.
+    Only the second has labels, at its last answer: it tells rewards what the row's own answer is, and validation scores
+    it.
     """
 
     def _render(self, document: Document, number: int, item: int, draw: int) -> Rendered:
@@ -101,4 +103,4 @@ class PromptDocuments(RenderedDocuments):
         asked = self.template.render(question, add_generation_prompt=True, to=medium if whole else None)
         if not whole:
             return asked
-        return join_group([asked, super()._render(document, number, item, draw)])
+        return join_group([asked, keep_last_answer(super()._render(document, number, item, draw))])

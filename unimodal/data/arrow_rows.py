@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,8 @@ def read_parquet(path: Path) -> ArrowRows:
     try:
         dataset = Dataset.from_parquet(str(path))
     except Exception as error:  # the builders wrap errors of pyarrow in their own
-        raise ValueError(f"{quote_path(path)} is not a usable Parquet file ({describe_error(error)})") from None
+        reason = describe_error(error.__cause__ or error)
+        raise ValueError(f"{quote_path(path)} is not a usable Parquet file ({reason})") from None
     assert isinstance(dataset, Dataset)
     return ArrowRows(dataset, quote_path(path), lambda: hash_files([path]))
 
@@ -110,6 +112,7 @@ def need_datasets(what: str) -> None:
     except ImportError:
         raise ValueError(f"{what} {NEEDS_DATASETS}") from None
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised too, and told in one line here
 
 
 def _leave_undecoded(feature: object) -> object:

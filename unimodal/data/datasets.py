@@ -33,7 +33,7 @@ from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers import IMPORTERS, PairsConfig, detect_format, import_row
 from unimodal.data.importers.columns import list_media_columns, name_files
 from unimodal.data.importers.pairs import LABEL_COLUMN
-from unimodal.data.importers.preferences import import_pair, import_question, split_label, split_pair
+from unimodal.data.importers.preferences import complete_question, import_pair, import_question, split_label, split_pair
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation
@@ -166,9 +166,11 @@ class ImportedDataset(Sequence[Document]):
                 return split_pair(row).chosen
             if self.kind == "labels":
                 return split_label(row)[0]
+            if self.kind == "prompts":
+                return complete_question(row)
         except ValueError:
             return None  # reported when the rows are read
-        return {"completion": "-", **row} if self.kind == "prompts" and row.get("prompt") is not None else row
+        return row
 
     def show_rejected(self) -> Self:
         """The same rows of pairs with the rejected answers."""

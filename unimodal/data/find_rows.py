@@ -23,6 +23,7 @@ from unimodal.files import is_hub_id, quote_path
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
 TEXT_SUFFIX = ".txt"  # of a file that is named; in a folder, texts stand beside media
+_NOT_UNPACKED = (".zst", ".zstd", ".lz4", ".br", ".zip", ".7z")  # ways to compress a file that are not read
 DEFAULT_SPLIT = "train"
 _SPLITS = ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval", "evaluation")
 
@@ -33,6 +34,8 @@ def find_rows(name: str, split: str, from_hub: bool) -> tuple[Rows, Path | None]
     split: which one to read, of data that has splits. from_hub: `name` may be a hub id, or a folder that `datasets`
     reads. Raises ValueError, in one line, if there are no rows, and for a split other than `train` if data has none.
     """
+    if not name.strip():
+        raise ValueError(f"the path of a dataset is {name!r}; name a file, a folder or a pattern of files")
     path = Path(name).expanduser()
     if path.is_dir():
         return _find_in_folder(path, split, from_hub)
@@ -57,6 +60,13 @@ def _find_in_folder(folder: Path, split: str, from_hub: bool, in_split: bool = F
         return read_saved(folder, split), folder
     found = sorted(path for path in folder.iterdir() if path.is_file() and find_suffix(path) in ROW_SUFFIXES)
     found = _leave_statistics(found)
+    packed = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _NOT_UNPACKED]
+    packed = [path for path in packed if Path(path.stem).suffix.lower() in ROW_SUFFIXES]
+    if packed:
+        raise ValueError(
+            f"{quote_path(packed[0])} would be left out, since {packed[0].suffix} is not unpacked here; unpack it, or "
+            f"name the other files, such as {quote_path(folder)}/*.jsonl"
+        )
     metadata = [path for path in found if path.name.partition(".")[0] == "metadata"]
     if len(metadata) == 1:  # of an imagefolder or audiofolder
         _check_split([] if in_split else metadata, split, folder)
@@ -139,6 +149,8 @@ def _read_file(path: Path) -> Rows:
             f"{quote_path(path)}: a dataset is a file of {known}, also with .gz, .bz2 or .xz; "
             "convert it to one of these"
         )
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{quote_path(path)} is no file that can be read more than once; write its rows to one")
     content = unpack(path)
     if suffix == TEXT_SUFFIX:
         return TextRows(content, path)

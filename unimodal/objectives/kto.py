@@ -6,18 +6,21 @@
 z is how far the model has moved from that of the start on answers that do not belong to their questions, at least 0:
 the mean score of the batch's answers (of all ranks), each behind the question of the one after it. Values are those of
 TRL's KTOTrainer, for a batch in its order. Without `baseline` z is 0 (TRL's `apo_zero_unpaired`) and a step costs half.
+A batch of one answer has no other question, and TRL refuses it: it adds nothing to z here, which is then that of the
+other ranks, or 0, and the first such batch is told.
 
 Shapes: B rows, N tokens, K = 1 value a token (1 good, -1 bad), P labelled tokens, S documents.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -41,6 +44,12 @@ class KtoConfig(Config):
     bad_weight: float = Field(default=1.0, ge=0)
     baseline: bool = True  # False: z is 0
 
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if not self.good_weight and not self.bad_weight:
+            raise ValueError("good_weight and bad_weight are both 0, and nothing would be learnt; give one a weight")
+        return self
+
 
 class KtoLoss(Objective):
     """See the module. The loss is a mean over answers."""
@@ -58,6 +67,7 @@ class KtoLoss(Objective):
         super().__init__(model, vocabulary, cfg)
         self.own = own or KtoConfig()
         self.start = StartingModel(model)
+        self._told_alone = False
 
     def forward(
         self,
@@ -82,6 +92,7 @@ class KtoLoss(Objective):
                     base = _average_over_ranks(now - before_moved).clamp_min(0)
             losses = self.compute_losses(self.model, ids, labels, position_ids, packing, further)
             documents = number_documents(position_ids)[losses.where]
+            self._tell_alone(documents)
             sign = values[..., 0].reshape(-1)[losses.where]
             weights = self.weigh_modalities(losses)
             scores, _, good = sum_answers(weights * (before - losses.loss), weights, documents, sign)
@@ -95,6 +106,16 @@ class KtoLoss(Objective):
             metrics.append((name, (float(rewards[which].sum()), float(which.sum()))))
         found = {name: pair for name, pair in metrics if pair[1]}
         return total, self.describe_parts(float(len(each)), result.per_block, found.items())
+
+    def _tell_alone(self, documents: Tensor) -> None:
+        """Warns once of a batch of one answer. documents: of the labelled tokens, [P]."""
+        if self.own.baseline and self.training and not self._told_alone and len(documents.unique()) == 1:
+            self._told_alone = True
+            warnings.warn(
+                "a batch of objective.kto holds one answer: it adds nothing to the baseline, which needs the question "
+                "of another; raise corpus.tokens_per_batch for more answers in a batch",
+                stacklevel=2,
+            )
 
     def _score(self, model: PreTrainedModel, *batch: Tensor | None) -> Tensor:
         """The log-probability of each answer of a batch, weighted by medium, [answers]."""
@@ -120,9 +141,12 @@ def exchange_answers(
     """Put the answer of each document behind the question of the next one: a batch of one row, [1, N].
 
     The arguments are a packed batch, [B, N] and [B, N, G - 1]. The question is what stands before the first labelled
-    token. Documents without a label, such as padding, are left out. The first question gets the last answer.
+    token. Documents without a label, such as padding, are left out. The first question gets the last answer. A single
+    answer has no other question, and loses its labels.
     """
     pieces = list(_cut_documents(labels, position_ids))
+    if len(pieces) < 2:
+        return ids, torch.full_like(labels, IGNORE), position_ids, further
     flat = [ids.reshape(-1), labels.reshape(-1)] + ([] if further is None else [further.flatten(0, 1)])
     rows: list[list[Tensor]] = [[] for _ in flat]
     positions: list[Tensor] = []
@@ -130,8 +154,6 @@ def exchange_answers(
         for row, array in zip(rows, flat, strict=True):
             row += [array[question], array[answer]]
         positions.append(torch.arange(question.stop - question.start + answer.stop - answer.start, device=ids.device))
-    if not pieces:
-        return ids, labels, position_ids, further
     joined = [torch.cat(row)[None] for row in rows]
     return joined[0], joined[1], torch.cat(positions)[None], joined[2] if further is not None else None
 

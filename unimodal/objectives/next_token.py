@@ -41,7 +41,7 @@ class LossConfig(Config):
     """How much a labelled position counts, and among which rows it is scored."""
 
     z_loss: float = Field(default=0.0, ge=0)  # times the squared log-sum-exp (PaLM, arXiv 2204.02311)
-    modality_weights: dict[str, float] = {}  # by medium or "text"; 1 where not given
+    modality_weights: dict[str, Annotated[float, Field(ge=0)]] = {}  # by medium or "text"; 1 where not given
     softmax: Literal["block", "joint"] = "block"  # over the rows that the grammar allows, or over all
     #: elements of the head's output that exist at a time
     max_logits: Annotated[int, MAY_CHANGE] = Field(default=MAX_LOGITS, gt=0)

@@ -21,6 +21,7 @@ from unimodal.model.fourier_head import find_fourier_heads, find_scoring_head
 from unimodal.model.logits import read_logit_rule
 from unimodal.objectives.depth_loss import compute_depth_losses
 from unimodal.objectives.next_token import HeadGroups, LossConfig, TokenLosses, compute_token_losses, shift_labels
+from unimodal.objectives.silence import SilentBatches
 from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Objective(nn.Module):
         self.cfg = cfg or LossConfig()
         self.groups, self.modalities = HeadGroups.from_vocabulary(vocabulary), vocabulary.modalities
         self.rule = read_logit_rule(model)
+        self._weightless = SilentBatches("loss.modality_weights are 0 for all labels", "nothing of them is learnt")
 
     def forward(
         self,
@@ -131,6 +133,8 @@ class Objective(nn.Module):
             old = modalities[modality_of[name]]
             modalities[modality_of[name]] = (old[0] + summed, old[1] + count)
         found = {name: pair for name, pair in modalities.items() if pair[1]}
+        if self.training and found:
+            self._weightless.count(any(self.cfg.modality_weights.get(name, 1.0) for name in found))
         return LossParts(weight=weight, modalities=found, blocks=blocks, metrics=dict(metrics))
 
 

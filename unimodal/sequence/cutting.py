@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from unimodal.sequence.templates.own import IGNORE, Rendered
+from unimodal.sequence.templates.own import IGNORE, Rendered, join_group
 from unimodal.vocabulary import Vocabulary
 
 LongRows = Literal["drop", "error", "truncate", "split"]
@@ -52,6 +52,9 @@ class RowFitter:
         document = document.fold(self._positions)
         if document.starts:
             pieces = document.split_group()
+            if self.mask_history:
+                pieces = [keep_last_answer(piece) for piece in pieces]
+                document = replace(join_group(pieces), read=document.read)
             length = len(document) + len(pieces) * len(self.before)
             fits = length <= self.row_length and max(map(len, pieces)) <= self.longest
             return [document] if fits else []

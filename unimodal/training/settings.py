@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from unimodal.config import MAY_CHANGE, Config
 
 DEFAULT_BEST = "validation_loss"
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoopConfig(Config):
@@ -38,7 +39,7 @@ class LoopConfig(Config):
     final_learning_rate: float = Field(1e-5, ge=0)
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, everything else by AdamW
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: matrix products under autocast, weights in fp32
     grad_clip: float = Field(1.0, gt=0)
@@ -47,7 +48,7 @@ class LoopConfig(Config):
     #: keep only the input of a block and compute the rest again: less memory, 4/3 of the time
     activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
     ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 keeps no average
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)  # a 64-bit number
     threads: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # 0 leaves torch's own choice
     log_every: Annotated[int, MAY_CHANGE] = Field(50, ge=1)
     checkpoint_every_s: Annotated[float, MAY_CHANGE] = Field(120.0, gt=0)
@@ -85,6 +86,15 @@ class LoopConfig(Config):
             )
         if self.epochs is None and not self.steps:
             raise ValueError("steps is 0 and no epochs are given; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> Self:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate {self.final_learning_rate:g} is above learning_rate {self.learning_rate:g}, and "
+                "the rate would rise to it; set both"
+            )
         return self
 
     @model_validator(mode="after")

@@ -21,8 +21,17 @@ from unimodal.tuning.loss import read_values, to_tensors
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 
-def check_validation(loop: LoopConfig, corpus: CorpusConfig, watched: bool = False) -> None:
-    """Raises ValueError if validation is asked for without documents to validate on, and nothing is watched."""
+def check_validation(
+    loop: LoopConfig, corpus: CorpusConfig, watched: bool = False, measured_at_end: bool = False
+) -> None:
+    """Raises ValueError if validation is asked for without documents to validate on, and nothing is watched.
+
+    Documents that are held out and never looked at are told. measured_at_end: the recipe looks at them itself.
+    """
+    if not loop.evaluate_every and not measured_at_end and (corpus.validation or corpus.validation_share):
+        print(
+            "documents are held out and never looked at: set loop.evaluate_every to validate on them", file=sys.stderr
+        )
     if loop.evaluate_every and not corpus.validation and not corpus.validation_share and not watched:
         raise ValueError(
             f"loop.evaluate_every is {loop.evaluate_every} and there is nothing to validate on; set "

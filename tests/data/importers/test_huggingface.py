@@ -104,6 +104,10 @@ def test_a_row_without_its_picture_is_named(media, tmp_path):
 
 
 def test_files_that_are_not_parquet_and_names_that_are_not_there(tmp_path):
+    made({"prompt": ["a"], "completion": ["b"]}).select([]).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="none.parquet") as caught:
+        open_dataset(DatasetConfig(path=str(tmp_path / "none.parquet")))
+    assert "generating the dataset" not in str(caught.value)
     (tmp_path / "x.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match="x.parquet is not a usable Parquet file") as caught:
         open_dataset(DatasetConfig(path=str(tmp_path / "x.parquet")))
@@ -114,6 +118,10 @@ def test_files_that_are_not_parquet_and_names_that_are_not_there(tmp_path):
 
 def test_without_the_package_parquet_says_what_to_install(tmp_path):
     """In a fresh process where the import fails, and JSON works as before."""
+    made({"prompt": ["a"], "completion": ["b"]}).select([]).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="none.parquet") as caught:
+        open_dataset(DatasetConfig(path=str(tmp_path / "none.parquet")))
+    assert "generating the dataset" not in str(caught.value)
     (tmp_path / "x.parquet").write_bytes(b"no")
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
     program = f"""

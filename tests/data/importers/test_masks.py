@@ -47,6 +47,16 @@ ASK = {"prompt": "which fruit?", "completion": "an apple"}
         ({"messages": [ASKED, RIGHT | {"loss_scale": 2.0}]}, "'loss_scale' of a message is 2.0"),
         ({"messages": [ASKED, RIGHT | {"train_detail": [{"begin_offset": 0}]}]}, "'train_detail' .* masks pieces"),
         ({"messages": [ASKED | {"content": "<image>what?"}, RIGHT]}, "a text holds <image> and no column holds images"),
+        ({"messages": [ASKED | {"content": "<video>what?"}, RIGHT]}, "a text holds <video> and no column holds videos"),
+        ({"messages": [ASKED | {"content": "<audio>what?"}, RIGHT]}, "a text holds <audio> and no column holds audios"),
+        ({"messages": [ASKED | {"from": "gpt"}, RIGHT]}, "'from' and 'role', which differ"),
+        ({"messages": [ASKED | {"value": "why?"}, RIGHT]}, "'value' and 'content', which differ"),
+        *(
+            ({"messages": [ASKED | {"content": [{"type": "text", "text": "what?", key: value}]}, RIGHT]},
+             f"a part of type text has '{key}', which would be lost")
+            for key, value in {"image": "a.png", "audio": "s.wav", "video": "v.gif", "path": "a.png", "codes": [1],
+                               "image_url": {"url": "a.png"}}.items()
+        ),
         (ASK | {"prompt": "<image>what?"}, "a text holds <image> and no column holds images; .* choose format trl"),
         ({"messages": [ASKED, RIGHT | {"tool_calls": [{"id": "1"}]}]}, "'tool_calls' of a message of the assistant is"),
         ({"messages": [ASKED, RIGHT | {"function_call": {"name": "f"}}]}, "'function_call' of a message"),
@@ -165,3 +175,20 @@ def test_columns_that_are_not_used_are_told(documents):
 def test_an_image_mark_is_a_text_where_the_format_says_so(documents):
     row = ASK | {"prompt": "what does <image> do?"}
     assert documents([row], format="trl")[0].turns[0].text == "what does <image> do?"
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"messages": [{"role": "user", "content": "a", "name": "Ann"}, {"role": "assistant", "content": "b"}]},
+         {"messages.name"}),
+        ({"messages": [{"role": "user", "content": "a", "name": ""}, {"role": "assistant", "content": "b", "x": None}]},
+         set()),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "markdown": 1}]},
+         {"conversations.markdown"}),
+        ({"conversation": [{"system": "be brief", "human": "a", "assistant": "b"}]}, {"conversation.system"}),
+        ({"prompt": [{"role": "user", "content": "a", "id": 3}], "completion": "b"}, {"prompt.id"}),
+    ],
+)  # fmt: skip
+def test_keys_of_messages_that_are_not_used_are_told(documents, row, names):
+    assert documents([row]).unread == names

@@ -1,5 +1,7 @@
 """Rows of preference training in the layouts of TRL, ms-swift and LLaMA-Factory: two answers to one question."""
 
+import os
+
 import pytest
 
 from unimodal.data.datasets import DatasetConfig, open_dataset
@@ -12,6 +14,7 @@ FROM = [{"from": "human", "value": "which fruit?"}]
 
 SAME = {
     "TRL": {"prompt": "which fruit?", "chosen": "an apple", "rejected": "a pear"},
+    "Axolotl, Intel": {"question": "which fruit?", "chosen": "an apple", "rejected": "a pear"},
     "TRL, conversational": {"prompt": [ASKED], "chosen": [RIGHT], "rejected": [WRONG]},
     "TRL, one message": {"prompt": [ASKED], "chosen": RIGHT, "rejected": WRONG},
     "TRL, without prompt": {"chosen": [ASKED, RIGHT], "rejected": [ASKED, WRONG]},
@@ -75,6 +78,64 @@ def test_pictures_are_asked_about_and_made(opened, media):
     assert (chosen.turns[1].parts, rejected.turns[1].parts) == ((Image(path=a),), (Image(path=b),))
 
 
+COLUMNS = {"image": ("images", "a.png", "b.png"), "audio": ("audios", "s.wav", "sub/t.wav"),
+           "video": ("videos", "v.gif", "w.gif")}  # fmt: skip
+
+
+@pytest.fixture
+def two_of_each(media):
+    for one, other in (("s.wav", "sub/t.wav"), ("v.gif", "w.gif")):
+        (media / other).write_bytes((media / one).read_bytes())
+
+
+def list_media(document):
+    return [os.path.basename(part.path) for turn in document.turns for part in turn.parts if not isinstance(part, Text)]
+
+
+@pytest.mark.parametrize("medium", COLUMNS)
+@pytest.mark.parametrize("form", ["response", "messages", "query", "equal answers", "chosen"])
+@pytest.mark.parametrize("given", ["another", "none", "null", "left out"])
+def test_the_rejected_answer_has_the_media_that_its_columns_say(opened, two_of_each, medium, form, given):
+    column, one, other = COLUMNS[medium]
+    mark = f"<{medium}>" if given == "another" else ""
+    asked = {"role": "user", "content": f"{mark}which fruit?"}
+    row = {
+        "response": {"messages": [asked, RIGHT], "rejected_response": "a pear"},
+        "messages": {"messages": [asked, RIGHT], "rejected_messages": [asked, WRONG]},
+        "query": {"query": asked["content"], "response": "an apple", "rejected_response": "a pear"},
+        "equal answers": {"messages": [asked, RIGHT]},
+        "chosen": {"messages": [asked], "chosen": RIGHT, "rejected": WRONG},
+    }[form] | {column: [one]}
+    row |= {"another": {f"rejected_{column}": [other]}, "none": {f"rejected_{column}": []},
+            "null": {f"rejected_{column}": None}, "left out": {}}[given]  # fmt: skip
+    if given in ("null", "left out") and form in ("messages", "equal answers"):
+        message = "has no pair of answers" if form == "equal answers" else f"give 'rejected_{column}' too"
+        with pytest.raises(ValueError, match=message):
+            opened([row], format="ms_swift")
+        return
+    chosen, rejected = sides(opened([row], format="ms_swift"))
+    assert list_media(chosen) == [one]
+    assert list_media(rejected) == {"another": [os.path.basename(other)], "none": []}.get(given, [one])
+    answers = [[turn.text for turn in document.turns if turn.is_learnt] for document in (chosen, rejected)]
+    assert answers == [["an apple"], ["an apple" if form == "equal answers" else "a pear"]]
+
+
+def test_an_answer_of_several_messages_takes_the_place_of_all_behind_the_question(opened):
+    row = {"messages": [ASKED, RIGHT, RIGHT], "rejected_response": [WRONG]}
+    chosen, rejected = sides(opened([row]))
+    assert [turn.text for turn in chosen.turns] == ["which fruit?", "an apple", "an apple"]
+    assert [turn.text for turn in rejected.turns] == ["which fruit?", "a pear"]
+
+
+def test_other_words_about_other_media_are_no_pair(opened):
+    row = {"messages": [ASKED, RIGHT], "images": ["a.png"], "rejected_images": ["b.png"],
+           "rejected_messages": [ASKED | {"content": "what?"}, WRONG]}  # fmt: skip
+    with pytest.raises(ValueError, match="belongs to another question"):
+        opened([row])
+    with pytest.raises(ValueError, match="are equal, so there is nothing to prefer"):
+        opened([{"messages": [ASKED, RIGHT], "images": ["a.png"], "rejected_images": ["a.png"]}])
+
+
 def test_what_is_said_of_the_answers_and_not_used_is_told(opened):
     found = opened([SAME["TRL"] | {"chosen_rating": 5, "rejected_rating": 1, "id": 7}])
     assert found.unread == {"chosen_rating", "rejected_rating", "id"}
@@ -93,6 +154,8 @@ def test_what_is_said_of_the_answers_and_not_used_is_told(opened):
         ({"query": "which fruit?", "rejected_response": "a pear"}, "no response or messages with the preferred"),
         (SAME["TRL"] | {"image_path": "a.png"}, "'image_path' looks like a medium"),
         (SAME["TRL"] | {"rejected": 3}, "completion must be a list of objects"),
+        ({"chosen": [], "rejected": []}, "chosen holds no message"),
+        ({"messages": [ASKED, RIGHT], "rejected_response": [WRONG, ASKED]}, "that are not the assistant's"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:40],
 )
@@ -135,3 +198,36 @@ def test_labels_of_a_csv_file_are_texts(opened):
 def test_a_row_without_a_label_is_refused(opened, label, message):
     with pytest.raises(ValueError, match=message):
         opened([{"prompt": "which fruit?", "completion": "an apple"} | label], "labels")
+
+
+QUESTIONS = {
+    "TRL": {"prompt": "which fruit?"},
+    "TRL, conversational": {"prompt": [ASKED]},
+    "ms-swift": {"messages": [ASKED]},
+    "ms-swift, as JSON": {"messages": '[{"role": "user", "content": "which fruit?"}]'},
+    "ms-swift, query": {"query": "which fruit?"},
+    "LLaMA-Factory": {"conversations": FROM},
+    "LLaMA-Factory, Alpaca": {"instruction": "which fruit?", "input": ""},
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_all_layouts_say_the_same_question(opened, name):
+    [document] = opened([QUESTIONS[name]], "prompts")
+    assert document == Document([Turn("user", "which fruit?")])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": []}, "asks nothing: its question has to end with a message of the user"),
+        ({"prompt": [{"role": "system", "content": "be brief"}]}, "its last one is the system's"),
+        ({"prompt": [ASKED, RIGHT]}, "its last one is the assistant's"),
+        ({"text": "an apple"}, "asks nothing"),
+        ({"messages": [RIGHT]}, "asks nothing"),
+        ({"messages": [ASKED, RIGHT, RIGHT]}, "its last one is the assistant's"),
+    ],
+)
+def test_a_row_that_asks_nothing_is_refused(opened, row, message):
+    with pytest.raises(ValueError, match=message):
+        opened([row], "prompts")

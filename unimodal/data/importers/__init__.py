@@ -19,7 +19,7 @@ from unimodal.data.importers.ms_swift import import_ms_swift
 from unimodal.data.importers.pairs import ANSWER_COLUMNS, LABEL_COLUMN, TEXT_COLUMNS, PairsConfig, import_pairs
 from unimodal.data.importers.sharegpt import import_sharegpt
 from unimodal.data.importers.trl import import_trl
-from unimodal.data.importers.unused import ReadRow, check_unused, check_wanted, find_media_column
+from unimodal.data.importers.unused import ReadRow, check_unused, check_wanted, find_media_column, list_unread
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, describe_message_error
 from unimodal.data.rows import Row
@@ -79,7 +79,7 @@ def import_row(
 ) -> Conversation:
     """Imports one row of the named format; with `webdataset` the format of each row is detected by itself.
 
-    unread: gets the names of columns that hold something and that the importer did not ask for.
+    unread: gets the names of columns, and of keys of messages, that hold something and are not used.
 
     Raises ValueError for a bad row, and for one with a column that would be lost.
     """
@@ -92,7 +92,7 @@ def import_row(
         raise ValueError(describe_message_error(error)) from None
     check_unused(row, made, folder)
     if unread is not None:
-        unread |= {column for column, value in row.unread.items() if value not in (None, "", [], {})}
+        unread |= list_unread(row)
     return made
 
 
@@ -106,11 +106,14 @@ def _list_objects(value: object) -> list[Mapping[str, object]]:
 
 
 def _check_unmarked(contents: Iterable[object]) -> None:
-    """Raises ValueError for a text with the placeholder <image> in a dataset that has no pictures."""
-    if any(isinstance(content, str) and "image" in find_placeholders(content) for content in contents):
+    """Raises ValueError for a text with a placeholder, such as <image>, in a dataset that has no media."""
+    texts = (content for content in contents if isinstance(content, str))
+    medium = next((name for text in texts for name in find_placeholders(text)), None)
+    if medium is not None:
+        column = list_media_columns()[medium][0]
         raise ValueError(
-            "a text holds <image> and no column holds images; give them in the column images, or choose format trl, "
-            "where <image> is a text like any other"
+            f"a text holds <{medium}> and no column holds {column}; give them in the column {column}, or choose format "
+            f"trl, where <{medium}> is a text like any other"
         )
 
 

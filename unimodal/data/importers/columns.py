@@ -30,6 +30,8 @@ _HINTS = {
     *("fps", "sample_fps", "nframes", "min_frames", "max_frames"),
     *("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"),
 }
+#: keys of a part for its file, beside the names of media
+_SOURCES = {"path", "url", "file", "bytes", "data", "base64", "codes", "source"}
 _UNSURE = (".ts",)  # suffixes that more often mean another kind of file: TypeScript
 #: keys for the start, the length and the end of the part of a file that is read; ours, then Qwen's for films
 _STARTS, _LENGTHS, _ENDS = ("start_s", "video_start"), ("seconds",), ("video_end",)
@@ -224,6 +226,9 @@ def read_typed_parts(content: object, queues: MediaQueues, folder: MediaFolder) 
         given = {key: value for key, value in item.items() if value is not None}  # Arrow fills absent keys with None
         kind = given.pop("type", None)
         if kind == "text":
+            lost = [key for key, value in given.items() if value and (find_by_type(key) or key in _SOURCES)]
+            if lost:
+                raise ValueError(f"a part of type text has {lost[0]!r}, which would be lost; write a part of its own")
             parts.append(TextPart(text=read_text(given.get("text"), "the text of a part")))
             continue
         medium = find_by_type(kind)

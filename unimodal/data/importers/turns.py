@@ -39,6 +39,10 @@ _LOST_KEYS = dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), _TOO
 _LOST_KEYS |= dict.fromkeys(("train_detail", "training_detail"), _PIECES)
 
 
+#: all keys of a message that are read, or refused where they hold something
+MESSAGE_KEYS = {"role", "content", "from", "value", "human", "assistant", *_LEARN_KEYS, *_LOST_KEYS}
+
+
 class TurnRow(NamedTuple):
     """A message of a row: its role, its content, and whether it is learnt."""
 
@@ -61,6 +65,10 @@ def read_turn(message: Mapping[str, object]) -> TurnRow:
     Raises ValueError for an unknown role, for keys whose content no document can hold, and for a mask that cannot be
     kept: a fraction of the loss, or a mask on a message that is no answer.
     """
+    for one, other in (("from", "role"), ("value", "content")):
+        said = [message.get(key) for key in (one, other) if message.get(key) not in (None, "")]
+        if len(said) == 2 and said[0] != said[1] and (one == "value" or find_role(said[0]) != find_role(said[1])):
+            raise ValueError(f"a message has {one!r} and {other!r}, which differ; keep one of them")
     first = message.get("from") if message.get("from") is not None else message.get("role")
     role = find_role(first)
     for key, reason in _LOST_KEYS.items():

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from unimodal.data.importers.columns import find_modality
+from unimodal.data.importers.turns import MESSAGE_KEYS
 from unimodal.data.media_folder import MediaFolder, find_base64
 from unimodal.data.messages import Conversation, MediaPart
 from unimodal.data.rows import Row
@@ -25,7 +26,7 @@ _NAMES = {
     "audio": ("audio", "wav", "speech", "sound"),
     "video": ("video", "clip", "film", "movie"),
 }
-_MESSAGE_COLUMNS = ("messages", "conversations", "prompt", "completion")
+_MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion")
 _MESSAGE_KEYS = {"role", "content", "from", "value"}
 _LONGEST_NAME = 1024  # characters of a path or a URL
 _PREFERENCE = (
@@ -99,6 +100,21 @@ def check_unused(row: ReadRow, conversation: Conversation, folder: MediaFolder) 
                         f"{key!r} of a message looks like a medium ({modality}: {_show(message[key])}) and would be "
                         f"lost; write it as a part of the content, or into the column {MEDIA[modality].columns[0]}"
                     )
+
+
+def list_unread(row: ReadRow) -> set[str]:
+    """The columns that hold something and were not asked for, and such keys of messages: `messages.name`."""
+    found = {column for column, value in row.unread.items() if _holds_something(value)}
+    for column in row.read & set(_MESSAGE_COLUMNS):
+        messages = row.get(column)
+        for message in messages if isinstance(messages, (list, tuple)) else ():
+            keys = set(message) - MESSAGE_KEYS if isinstance(message, Mapping) else set()
+            found |= {f"{column}.{key}" for key in keys if _holds_something(message[key])}
+    return found
+
+
+def _holds_something(value: object) -> bool:
+    return value not in (None, "", [], {})
 
 
 def find_media_column(row: Row, folder: MediaFolder) -> tuple[str, str] | None:

@@ -2,9 +2,9 @@
 
 The states that predict labelled tokens are compared block by block: student block i with the teacher's block at the
 same part of its depth, or the last ones alone. The distance is the squared error over the mean square of the teacher's
-states, so that blocks of large states weigh no more than others.
+states, so that blocks of large states weigh no more than others. Both means weigh each token by its medium.
 
-Shapes: B rows, N tokens, D widths of the student, E of the teacher, L blocks.
+Shapes: B rows, N tokens, P compared ones, D widths of the student, E of the teacher, L blocks.
 """
 
 from __future__ import annotations
@@ -44,11 +44,13 @@ class HiddenMatch(nn.Module):
                     one.weight.copy_(torch.eye(width))
                 nn.init.zeros_(one.bias)
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], kept: Tensor) -> Tensor:
-        """States of all blocks, each [B, N, D] and [B, N, E], and the tokens to compare, int64 [P] → their distance."""
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], kept: Tensor, weights: Tensor) -> Tensor:
+        """States of all blocks, each [B, N, D] and [B, N, E], the tokens to compare, int64 [P], and their weights, [P]
+        → their distance."""
         terms = []
         for (mine, other), one in zip(self.pairs, self.maps, strict=True):
             wanted = teacher[other].flatten(0, 1)[kept].float()
             found = one(student[mine].flatten(0, 1)[kept].float())
-            terms.append((found - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12))
+            error, size = ((weights * x.square().mean(1)).sum() for x in (found - wanted, wanted))
+            terms.append(error / size.clamp_min(1e-12))
         return torch.stack(terms).mean()

@@ -11,6 +11,8 @@ Three terms over the states of the last blocks, in which widths may differ:
 What the graph is made of and what each term is for is the paper's; it was written for the patches of pictures, its code
 is not public, and the weights and temperature here are ours.
 
+Each mean weighs a token by its medium, and a pair by the product of both; a medium of weight 0 takes no part.
+
 Shapes: T tokens, D and E widths, M sampled tokens, k neighbours, S documents.
 """
 
@@ -41,18 +43,21 @@ class RelationMatch(nn.Module):
         self.cfg = cfg
         self.map = nn.Linear(width, other_width)
 
-    def forward(self, student: Tensor, teacher: Tensor, documents: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-        """student [T, D], teacher [T, E] and the document int64 [T] of each token; chosen: those sampled, int64 [M].
+    def forward(
+        self, student: Tensor, teacher: Tensor, documents: Tensor, chosen: Tensor, weights: Tensor
+    ) -> dict[str, Tensor]:
+        """student [T, D], teacher [T, E], the document int64 [T] and the weight [T] of each token; chosen: those
+        sampled, int64 [M].
 
         Returns the terms by name, unweighted.
         """
         mine, other = student.float(), teacher.float()
-        found = {
-            "local": compare_neighbours(mine[chosen], other[chosen], self.cfg.neighbours, self.cfg.temperature),
-            "global": contrast_tokens(self.map(mine[chosen]), other[chosen], self.cfg.temperature),
-            "inner": compare_within(mine, other, documents),
+        cfg, of = self.cfg, weights[chosen]
+        return {
+            "local": compare_neighbours(mine[chosen], other[chosen], of, cfg.neighbours, cfg.temperature),
+            "global": contrast_tokens(self.map(mine[chosen]), other[chosen], of, cfg.temperature),
+            "inner": compare_within(mine, other, documents, weights),
         }
-        return found
 
     def weigh(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the terms."""
@@ -61,28 +66,39 @@ class RelationMatch(nn.Module):
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
-def compare_neighbours(student: Tensor, teacher: Tensor, neighbours: int, temperature: float) -> Tensor:
-    """student [M, D] and teacher [M, E] → the mean divergence along the teacher's edges."""
+def compare_neighbours(
+    student: Tensor, teacher: Tensor, weights: Tensor, neighbours: int, temperature: float
+) -> Tensor:
+    """student [M, D], teacher [M, E] and weights [M] → the mean divergence along the teacher's edges."""
     mine, other = (F.normalize(x, dim=1) for x in (student, teacher))
     itself = torch.eye(len(other), dtype=torch.bool, device=other.device)
     near = (other @ other.T).masked_fill(itself, -torch.inf)
     edges = near.topk(min(neighbours, len(other) - 1), 1).indices  # [M, k]
     p, q = ((x @ x.T).gather(1, edges).div(temperature).log_softmax(1) for x in (other, mine))
-    return (p.exp() * (p - q)).sum(1).mean()
+    return average((p.exp() * (p - q)).sum(1), weights)
 
 
-def contrast_tokens(mapped: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The student's mapped tokens and the teacher's, each [M, E] → InfoNCE."""
+def contrast_tokens(mapped: Tensor, teacher: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """The student's mapped tokens and the teacher's, each [M, E], and weights [M] → InfoNCE."""
     scores = F.normalize(mapped, dim=1) @ F.normalize(teacher, dim=1).T / temperature
-    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+    each = F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="none")
+    return average(each, weights)
 
 
-def compare_within(student: Tensor, teacher: Tensor, documents: Tensor) -> Tensor:
-    """student [T, D], teacher [T, E] → the mean squared difference of the cosines of all pairs of one document."""
-    total, count = student.sum() * 0.0, 0
+def compare_within(student: Tensor, teacher: Tensor, documents: Tensor, weights: Tensor) -> Tensor:
+    """student [T, D], teacher [T, E], weights [T] → the mean squared difference of the cosines of all pairs of one
+    document."""
+    total, weight = student.sum() * 0.0, weights.new_zeros(())
     mine, other = (F.normalize(x, dim=1) for x in (student, teacher))
     for number in documents.unique().tolist():
         here = (documents == number).nonzero().flatten()
-        total = total + ((mine[here] @ mine[here].T) - (other[here] @ other[here].T)).square().sum()
-        count += len(here) ** 2
-    return total / max(1, count)
+        of = weights[here]
+        squares = ((mine[here] @ mine[here].T) - (other[here] @ other[here].T)).square()
+        total = total + of @ squares @ of
+        weight = weight + of.sum().square()
+    return total / weight.clamp_min(1e-12)
+
+
+def average(numbers: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of numbers [M]; 0 where all weights are."""
+    return (weights * numbers).sum() / weights.sum().clamp_min(1e-12)

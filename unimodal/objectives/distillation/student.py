@@ -4,7 +4,7 @@
 
 Each part is one file beside this one, with settings of its own; without any the teacher's logits are learnt. A teacher
 of the same vocabulary is run on the same batch. One of another text tokenizer reads the same text in its own tokens,
-and `likelihood` excludes the others.
+and `likelihood` excludes the others. Every part weighs tokens by `loss.modality_weights`.
 
 Shapes: B rows, N tokens, P labelled tokens, U tokens of the teacher's own reading.
 """
@@ -100,6 +100,10 @@ class TeacherLoss(Objective):
     ) -> None:
         super().__init__(model, vocabulary, cfg)
         refuse_summed(vocabulary, "distillation")
+        if own.likelihood is not None and self.cfg.modality_weights.get("text") == 0:
+            raise ValueError(
+                "objective.distillation.likelihood learns text, which loss.modality_weights gives 0; give it a weight"
+            )
         self.own = own
         self._silent = SilentBatches("objective.distillation.likelihood has found no learnt text")
         teacher.model.requires_grad_(False).eval()
@@ -179,16 +183,18 @@ class TeacherLoss(Objective):
         if self.logits is not None:
             term = self._compare_logits(self.logits, ids, labels, position_ids, hidden, strong)
             found.append(("logits", term, self.logits.weight))
+        weights = self.weigh_modalities(losses).float()
         if self.hidden is not None and self.own.hidden is not None:
-            found.append(("hidden", self.hidden(states, known, kept), self.own.hidden.weight))
+            found.append(("hidden", self.hidden(states, known, kept, weights), self.own.hidden.weight))
         if self.relations is not None:
             cfg = self.relations.cfg
+            kept, weights = kept[weights > 0], weights[weights > 0]
             step = max(1, -(-len(kept) // cfg.sample))  # evenly, so that a run that goes on takes the same tokens
             chosen = torch.arange(0, len(kept), step, device=kept.device)
             documents = number_documents(position_ids)[kept]
             mine, other = (of[-1].flatten(0, 1)[kept] for of in (states, known))
             if len(chosen) > 1:
-                terms = self.relations(mine, other, documents, chosen)
+                terms = self.relations(mine, other, documents, chosen, weights)
                 found.append(("relations", self.relations.weigh(terms), 1.0))
         if self.own.likelihood is not None:
             term = self._match_likelihoods(self.own.likelihood, ids, labels, position_ids, losses)
@@ -267,4 +273,4 @@ class TeacherLoss(Objective):
         known = lost.new_zeros(chunks.num).index_add(0, chunks.other[1:][given], -lost[given])
         of = chunks.mine[losses.where + 1]  # a loss stands at the token before its label
         found = losses.loss.new_zeros(chunks.num).index_add(0, of[of >= 0], -losses.loss[of >= 0])
-        return match_likelihoods(found, known, cfg.temperature).mean()
+        return match_likelihoods(found, known, cfg.temperature).mean()  # chunks are text: of one weight

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from functools import partial
 from typing import cast
 
@@ -21,11 +22,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from unimodal.config import Config
+from unimodal.files import join_lines
 from unimodal.tuning.rewards.caption import CaptionReward, CaptionSettings
 from unimodal.tuning.rewards.ctc import CtcReward
+from unimodal.tuning.rewards.own_function import load_function
 from unimodal.tuning.rewards.reward import Attempt, Reward, RewardContext
 from unimodal.tuning.rewards.similarity import SimilarityReward, SimilaritySettings
-from unimodal.tuning.rewards.word_errors import WordErrorReward, WordErrorSettings, load_function
+from unimodal.tuning.rewards.word_errors import WordErrorReward, WordErrorSettings
 
 __all__ = ["REWARDS", "Attempt", "Reward", "RewardContext", "Rewards"]
 
@@ -47,28 +50,44 @@ class Rewards:
         """
         found = {}
         for name, reward in self._rewards.items():
-            given = reward(attempts, context)
-            if not isinstance(given, Iterable):
-                raise ValueError(f"the reward {name} gave {given!r}; it must give a list of a number for each answer")
-            scores = [_read_number(score) for score in given]
-            if len(scores) != len(attempts):
-                raise ValueError(f"the reward {name} gave {len(scores)} numbers for {len(attempts)} answers")
-            for attempt, score in zip(attempts, scores, strict=True):
-                if not isinstance(score, (int, float)) or not math.isfinite(score):
-                    raise ValueError(
-                        f"the reward {name} gave {score!r} for an answer to {attempt.words[:60]!r}; it must be a "
-                        "finite number"
-                    )
+            scores = _read_scores(name, reward(attempts, context), attempts)
             found[name] = torch.tensor(scores, dtype=torch.float64)
         total = sum((self.weights[name] * scores for name, scores in found.items()), torch.zeros(len(attempts)))
         return total.double(), found
 
 
-def _read_number(score: object) -> object:
-    """A number of numpy or torch as one of Python; anything else as it is."""
-    if isinstance(score, np.generic) or (isinstance(score, Tensor) and score.numel() == 1):
-        return score.item()
-    return score
+def _read_scores(name: str, given: object, attempts: Sequence[Attempt]) -> list[float]:
+    """What a reward gave, as a number for each answer. Raises ValueError, naming the reward and what it gave."""
+    has_order = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping, Set))
+    if not has_order or getattr(given, "shape", None) == ():
+        raise ValueError(f"the reward {name} gave {_describe(given)}; it must give a list of a number for each answer")
+    assert isinstance(given, Iterable)
+    found = list(given)
+    if len(found) != len(attempts):
+        raise ValueError(f"the reward {name} gave {len(found)} numbers for {len(attempts)} answers")
+    scores = []
+    for attempt, one in zip(attempts, found, strict=True):
+        score = one.item() if isinstance(one, np.generic) or (isinstance(one, Tensor) and one.numel() == 1) else one
+        number = float("nan")
+        if isinstance(score, (int, float)) and not isinstance(score, bool):
+            with suppress(OverflowError):
+                number = float(score)
+        if not math.isfinite(number):
+            raise ValueError(
+                f"the reward {name} gave {_describe(score)} for an answer to {attempt.words[:60]!r}; it must be a "
+                "finite number"
+            )
+        scores.append(number)
+    return scores
+
+
+def _describe(value: object) -> str:
+    """A value and its kind, in one line: `'1' (str)`, `a Tensor of shape [3, 2]`."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"a {type(value).__name__} of shape {list(shape)}"
+    shown = join_lines(repr(value))
+    return f"{shown[:60]}{'…' * (len(shown) > 60)} ({type(value).__name__})"
 
 
 def _make_reward(name: str, settings: Mapping[str, object]) -> Reward:

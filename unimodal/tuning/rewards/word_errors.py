@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import string
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import cast
 from torch import Tensor
 
 from unimodal.tuning.rewards.caption import CaptionReward, CaptionSettings
+from unimodal.tuning.rewards.own_function import load_function
 from unimodal.tuning.rewards.reward import Attempt, RewardContext
 
 LEAST = -1.0
@@ -26,6 +26,8 @@ class WordErrorSettings(CaptionSettings):
 
 
 class WordErrorReward(CaptionReward):
+    cfg: WordErrorSettings
+
     def __init__(self, cfg: WordErrorSettings) -> None:
         super().__init__(cfg)
         self._recognise = load_recogniser(cfg.recogniser)
@@ -43,6 +45,10 @@ class WordErrorReward(CaptionReward):
             sound, rate = context.decode(medium)
             assert rate is not None
             heard = self._recognise(torchaudio.functional.resample(sound, round(rate), RATE_HZ))
+            if not isinstance(heard, str):
+                raise ValueError(
+                    f"the recogniser {self.cfg.recogniser} gave {type(heard).__name__}; it must give the words, a str"
+                )
             wanted = clean_words(self.read_caption(attempt.words))
             scores.append(max(LEAST, 1.0 - float(jiwer.wer(wanted, clean_words(heard)))))
         return scores
@@ -66,15 +72,3 @@ def load_recogniser(name: str) -> Callable[[Tensor], str]:
     except (OSError, ValueError) as error:
         raise ValueError(f"the recogniser {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     return lambda sound: str(recogniser({"raw": sound.numpy(), "sampling_rate": RATE_HZ})["text"])
-
-
-def load_function(name: str) -> Callable[..., object]:
-    """The function "module:function". Raises ValueError if it cannot be imported, and for what is no function."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name!r} cannot be imported ({error}); write it as module:function") from None
-    if not callable(found):
-        raise ValueError(f"{name!r} is no function; write it as module:function")
-    return cast(Callable[..., object], found)
