@@ -18,7 +18,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import ClassVar, Literal
+from types import NoneType, UnionType
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -29,18 +30,39 @@ from unimodal.vocabulary import Vocabulary
 
 
 def check_kinds(settings: Method) -> None:
-    """Raises ValueError for a whole number that is none, a number that is not finite, and a row that is none."""
+    """Raises ValueError for a setting that is not of the kind its class declares: a whole number, a finite number, or
+    a row of these."""
+    kinds = get_type_hints(type(settings))
     for spec in fields(settings):
-        value, kind = vars(settings)[spec.name], str(spec.type).removesuffix(" | None")
-        if value is None and kind != spec.type:
-            continue
-        if kind == "int" and (not isinstance(value, int) or isinstance(value, bool)):
-            raise ValueError(f"{spec.name} is {value!r}; give a whole number")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if kind == "float" and not (is_number and math.isfinite(value)):
-            raise ValueError(f"{spec.name} is {value!r}; give a finite number")
-        if kind.startswith("tuple") and not isinstance(value, tuple | list):
-            raise ValueError(f"{spec.name} is {value!r}; give several in brackets, {spec.name}=(…, …)")
+        check_kind(spec.name, vars(settings)[spec.name], kinds[spec.name])
+
+
+def check_kind(name: str, value: object, kind: object) -> None:
+    """Raises ValueError, naming the place in the row, for a value that is not of a kind; other kinds pass."""
+    allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and NoneType in allowed:
+        return
+    kind = allowed[0]
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; give True or False")
+    if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError(f"{name} is {value!r}; give a whole number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and not (is_number and math.isfinite(value)):  # type: ignore[arg-type]  # a number
+        raise ValueError(f"{name} is {value!r}; give a finite number")
+    if get_origin(kind) is tuple:
+        _check_row(name, value, get_args(kind))
+
+
+def _check_row(name: str, value: object, kinds: tuple[object, ...]) -> None:
+    """kinds: of the places, or of all of them where the second is an ellipsis."""
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"{name} is {value!r}; give several in brackets, {name}=(…, …)")
+    each = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+    if len(value) != len(each):
+        raise ValueError(f"{name} is {value!r}; give {len(each)} values")
+    for place, (one, kind) in enumerate(zip(value, each, strict=True)):
+        check_kind(f"{name}[{place}]", one, kind)
 
 
 def read_modalities(named: object) -> tuple[str, ...]:
