@@ -78,11 +78,18 @@ def test_responses_take_it_too(open_server):
     assert "nothing to shorten" in answer["notes"][0]
 
 
-@pytest.mark.parametrize("asked", ["divprun", "divprune:2", "tokenflex", "fastv:0.5,fastv:x", "h2o,snapkv:9"])
-def test_a_wrong_method_is_the_fields_mistake(open_server, asked):
-    with pytest.raises(openai.BadRequestError) as caught:
-        ask(open_server, compress=asked)
-    assert caught.value.param == "compress" and "\n" not in caught.value.message
+WRONG = ["divprun", "divprune:2", "tokenflex", "fastv:0.5,fastv:x", "h2o,snapkv:9", "", [""], ["stride", ""], "none"]
+MANY = ["stride,stride,stride,stride,stride", ["stride"] * 5, ["stride,h2o", "h2o,h2o,h2o"], ["stride"] * 90_000]
+
+
+@pytest.mark.parametrize("asked", [*WRONG, *MANY], ids=lambda asked: str(asked)[:30])
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_a_wrong_method_is_the_fields_mistake(open_server, path, asked):
+    question = {"input": "hello"} if path == "responses" else {"messages": [user("hello")]}
+    answer = open_server.post(f"/v1/{path}", {"model": open_server.name, "compress": asked, **question})
+    told = answer.json()["error"]
+    assert answer.status_code == 400 and told["param"].startswith("compress") and "\n" not in told["message"]
+    assert asked not in MANY or "at most 4" in told["message"]
 
 
 def test_a_server_that_lets_nobody_choose(client, server):

@@ -60,6 +60,7 @@ from unimodal.media.registry import MEDIA
 
 if TYPE_CHECKING:
     from unimodal.coder.media_coder import Output
+    from unimodal.generation.request import CompressionEvent
 
 app = typer.Typer(
     name="unimodal",
@@ -215,6 +216,7 @@ def generate(
     partial: Annotated[bool, typer.Option("--partial", help="Save the coarse pictures on the way, too.")] = False,
     weights: Weights = "auto",
     kv: Cache = "model",
+    compress: Compress = None,
     model: Model = None,
 ) -> None:
     """Make a picture, a sound, a clip or a text from words, and save it."""
@@ -223,6 +225,7 @@ def generate(
     check_choice("--to", to, ("text", *MEDIA))
     check_choice("--search", search, tuple(SEARCHES))
     check_ways(decoder, weights, kv)
+    methods = check_compress(compress, decoder, weights, kv)
     check_out(out, to)
     if partial and to != "image":
         raise ValueError(f"--partial is for pictures, not for {to}; leave it out")
@@ -236,6 +239,7 @@ def generate(
     with Reporter() as report:
         report("starting")
         from unimodal.pipeline import AnswerSettings
+        from unimodal.pipeline.compression import describe_kept, load_methods
 
         settings = AnswerSettings(
             to=to,
@@ -249,14 +253,19 @@ def generate(
             decoder=decoder,
             voice=read_voice(voice),
             search=search,
+            compress=load_methods(methods) if methods else None,
         )
+        kept: list[CompressionEvent] = []
         output = load_model(model, report, weights, kv).generate(
             prompt,
             settings=settings,
             on_token=make_counter(report, f"making {to}"),
             on_partial=save_partial if partial else None,
+            on_compressed=kept.append,
         )
         output.save(out)
+    for event in kept:
+        print(describe_kept(settings.methods, event.num_tokens, event.num_kept), file=sys.stderr)
     for path in (*saved, out):
         print(path)
 

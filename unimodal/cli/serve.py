@@ -95,6 +95,10 @@ def serve(
         ) from None
     sock = listen(config)  # before seconds of loading; who connects meanwhile waits
     with Reporter() as report:
+        report("starting")
+        from unimodal.pipeline.compression import load_methods
+
+        load_methods(methods)  # what cannot be used is told before seconds of loading
         loaded = load_model(model, report, weights, kv)
         from unimodal.serve.server import create_app, make_server
 

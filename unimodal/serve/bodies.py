@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unimodal.media.registry import find_medium
 from unimodal.pipeline.settings import AnswerSettings
@@ -18,6 +18,18 @@ from unimodal.serve.protocol import MOST_CHARACTERS, ApiError, draw_seed
 
 MOST_CHOICES = 128  # of one chat request, as OpenAI's
 MOST_PIXELS_A_SIDE = 4096  # that a picture is resized to
+MOST_METHODS = 4  # of compression, of one request
+
+
+def _check_methods(asked: str | list[str] | None) -> str | list[str] | None:
+    num = len([part for one in ([asked] if isinstance(asked, str) else asked or []) for part in one.split(",")])
+    if num > MOST_METHODS:
+        raise ValueError(f"{num} methods in one request; give at most {MOST_METHODS}")
+    return asked
+
+
+#: methods of compression; an empty list turns the server's own off
+Compress = Annotated[str | list[str] | None, Field(max_length=MOST_CHARACTERS), AfterValidator(_check_methods)]
 
 
 class ApiRequest(BaseModel):
@@ -94,7 +106,7 @@ class ChatRequest(ApiRequest):
     stream_partial: bool = False
     guidance: float | None = Field(default=None, ge=0, le=100)
     negative: str | None = Field(default=None, max_length=MOST_CHARACTERS)
-    compress: str | list[str] | None = Field(default=None, max_length=MOST_CHARACTERS)
+    compress: Compress = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -171,7 +183,7 @@ class ResponseRequest(ApiRequest):
     max_output_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = None
     stream: bool | None = False
-    compress: str | list[str] | None = Field(default=None, max_length=MOST_CHARACTERS)
+    compress: Compress = None
 
 
 # ---- media
