@@ -305,3 +305,14 @@ def test_generate_says_what_compression_left(to, capsys, tmp_path):
         cli.main([*asked, "--model", str(tiny_folder())])
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("compressed by divprune:0.25,h2o")]
     assert stop.value.code == 0 and out.exists() and len(told) == 1 and "nothing to shorten" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("chat", "--guidance"), ("chat", "--negative"), ("generate", "--guidance")]
+)
+def test_options_of_media_are_not_passed_over_for_words(command, option, capsys, monkeypatch):
+    monkeypatch.setattr("unimodal.pipeline.load", None)
+    asked = [command, "hello", "--to", "text", option, "3"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*asked, *(["--out", "a.txt"] if command == "generate" else []), "--model", str(tiny_folder())])
+    assert stop.value.code == 2 and f"{option} 3" in (told := capsys.readouterr().err) and told.count("\n") == 1

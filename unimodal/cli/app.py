@@ -44,6 +44,7 @@ from unimodal.cli.shared import (
     check_file,
     check_folder,
     check_model,
+    check_of_media,
     check_out,
     check_time,
     check_ways,
@@ -152,6 +153,8 @@ def chat(
     methods = check_compress(compress, decoder, weights, kv)
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty; leave it out for an interactive session")
+    if prompt is not None:
+        check_of_media(to, guidance=guidance, negative=negative)
     if not folder.is_dir():
         raise ValueError(f"--folder {folder}: no such folder; create it first")
     given = {"image": image, "audio": audio, "video": video}
@@ -227,6 +230,7 @@ def generate(
     check_ways(decoder, weights, kv)
     methods = check_compress(compress, decoder, weights, kv)
     check_out(out, to)
+    check_of_media(to, guidance=guidance)
     if partial and to != "image":
         raise ValueError(f"--partial is for pictures, not for {to}; leave it out")
     check_model(model)

@@ -82,8 +82,8 @@ def serve(
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0])
-        raise ValueError(f"--{SINGULAR.get(field, field).replace('_', '-')} is not usable: {first['msg']}") from None
+        field, told = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"--{SINGULAR.get(field, field).replace('_', '-')} is not usable: {told}") from None
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401

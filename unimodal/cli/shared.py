@@ -169,6 +169,13 @@ def check_compress(
     return tuple(asked)
 
 
+def check_of_media(to: str | None, **given: float | str | None) -> None:
+    """Raises ValueError for options of media beside `--to text`."""
+    for name, value in given.items():
+        if to == "text" and value is not None:
+            raise ValueError(f"--{name} {value} is for media, and --to text writes words; leave it out")
+
+
 def check_file(source: Path | bytes) -> str:
     """The medium of a file, by its first bytes. Raises ValueError for a file that is missing or holds none."""
     from unimodal.media.kind import detect_kind

@@ -49,10 +49,12 @@ class ApiRequest(BaseModel):
 
 
 class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
     include_usage: bool = False
 
 
 class AudioOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
     voice: str | dict[str, object] | None = None
     format: Literal["wav", "mp3", "flac", "opus", "pcm16"] | None = None
 
@@ -119,6 +121,13 @@ class ChatRequest(ApiRequest):
         if len(stop) > 4 or not all(0 < len(text) <= 1000 for text in stop):
             raise ValueError("give at most 4 texts of 1 to 1000 characters")
         return stop
+
+    def check_extra(self) -> None:
+        super().check_extra()
+        for name, options in (("audio", self.audio), ("stream_options", self.stream_options)):
+            if options is not None:
+                known = tuple(type(options).model_fields)
+                fields.check_fields(options.model_extra or {}, {}, fields.OPTIONS_WITHOUT_EFFECT, known, f"{name}.")
 
     @property
     def tokens(self) -> int | None:
@@ -317,5 +326,6 @@ def describe_invalid(error: ValidationError, where: str = "") -> ApiError:
     loc = [at for at in first["loc"] if not (isinstance(at, str) and re.match(r"(str|list|dict)\b", at))]  # of unions
     param = where + "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in loc)
     param = param.lstrip(".")
-    what = f"{param}: {first['msg']}" if param else first["msg"]
+    told = first["msg"].removeprefix("Value error, ")
+    what = f"{param}: {told}" if param else told
     return ApiError(400, f"the request cannot be used: {what}", "invalid_value", param or None)
