@@ -53,6 +53,14 @@ def test_a_temperature_however_small_takes_the_likeliest(temperature, filters):
     assert torch.equal(drawn, logits.argmax(1))
 
 
+@pytest.mark.parametrize("temperature", [1e20, 1e38, 1e39, 1e300, float("inf")])
+def test_a_temperature_however_large_never_draws_what_is_ruled_out(temperature):
+    logits = torch.randn(200, 9).index_fill(1, torch.tensor([0, 4]), -torch.inf)
+    configs = [SamplingConfig(temperature=temperature)] * 200
+    drawn = sample(logits, torch.arange(9), configs, make_noise_keys(range(200), 0))
+    assert set(drawn.tolist()) == {1, 2, 3, 5, 6, 7, 8}
+
+
 def test_candidates_that_tie_with_the_last_one_stay():
     assert torch.isfinite(filter_logits(torch.tensor([[2.0, 1.0, 1.0, 0.0]]), [2], [1.0])).sum() == 3
 

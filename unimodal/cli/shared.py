@@ -158,11 +158,13 @@ def check_compress(
     asked: list[str] | None, decoder: str | None = None, weights: str = "auto", kv: str = "model"
 ) -> tuple[str, ...] | None:
     """The methods of `--compress`; None without. Raises ValueError for what does not go with them."""
+    from unimodal.generation.kinds import NARROW
+
     if not asked:
         return None
     if decoder not in (None, "plain"):
         raise ValueError(f"--decoder {decoder} needs the whole prompt, which --compress shortens; leave one out")
-    if weights in ("bfloat16", "int8", "int4"):
+    if weights in NARROW:
         raise ValueError(f"--weights {weights} are not read under --compress; leave one of them out")
     if kv != "model":
         raise ValueError(f"--kv {kv} is not the cache of --compress; leave one of them out")

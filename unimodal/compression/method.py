@@ -14,17 +14,16 @@ Shapes: as in `plan.py`.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
-from types import NoneType, UnionType
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, get_type_hints
 
 from torch import Tensor
 
 from unimodal.compression.plan import Plan, Positions, Span, count_share
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
+from unimodal.config import check_kind
 from unimodal.media.registry import MEDIA
 from unimodal.vocabulary import Vocabulary
 
@@ -35,34 +34,6 @@ def check_kinds(settings: Method) -> None:
     kinds = get_type_hints(type(settings))
     for spec in fields(settings):
         check_kind(spec.name, vars(settings)[spec.name], kinds[spec.name])
-
-
-def check_kind(name: str, value: object, kind: object) -> None:
-    """Raises ValueError, naming the place in the row, for a value that is not of a kind; other kinds pass."""
-    allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if value is None and NoneType in allowed:
-        return
-    kind = allowed[0]
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; give True or False")
-    if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ValueError(f"{name} is {value!r}; give a whole number")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and not (is_number and math.isfinite(value)):  # type: ignore[arg-type]  # a number
-        raise ValueError(f"{name} is {value!r}; give a finite number")
-    if get_origin(kind) is tuple:
-        _check_row(name, value, get_args(kind))
-
-
-def _check_row(name: str, value: object, kinds: tuple[object, ...]) -> None:
-    """kinds: of the places, or of all of them where the second is an ellipsis."""
-    if not isinstance(value, tuple | list):
-        raise ValueError(f"{name} is {value!r}; give several in brackets, {name}=(…, …)")
-    each = kinds[:1] * len(value) if kinds[-1] is ... else kinds
-    if len(value) != len(each):
-        raise ValueError(f"{name} is {value!r}; give {len(each)} values")
-    for place, (one, kind) in enumerate(zip(value, each, strict=True)):
-        check_kind(f"{name}[{place}]", one, kind)
 
 
 def read_modalities(named: object) -> tuple[str, ...]:

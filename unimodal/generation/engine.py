@@ -38,7 +38,7 @@ from unimodal.generation.fast.speculation import SpeculativeRun
 from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead, WeightState, read_weight_state
-from unimodal.generation.kinds import CACHES, WEIGHTS
+from unimodal.generation.kinds import CACHES, NARROW, WEIGHTS
 from unimodal.generation.native.product import choose_product
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
@@ -85,6 +85,8 @@ class Engine:
     ) -> None:
         self.model = model.eval()
         self.vocabulary = vocabulary
+        #: the precision that was asked for and that the model's own forward, as under compression, does not have
+        self.narrowed = f"weights {weights}" if weights in NARROW else f"kv {kv}" if kv != "model" else None
         self._reference = ReferenceDecoder(model)
         own = _make_decoder(model, decoder, weights, compile, kv) or self._reference
         make_product = None
@@ -192,14 +194,17 @@ class Engine:
     def compute_log_likelihood(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
         """The log-probability of each answer's ids behind its prompt, over the whole vocabulary, in nats.
 
-        Raises ValueError for an empty prompt or answer.
+        Raises ValueError for an empty prompt or answer, and for ids outside the vocabulary.
         """
-        if not prompts:
+        if not prompts and not answers:
             return []
+        if len(prompts) != len(answers):
+            raise ValueError(f"{len(prompts)} prompts came with {len(answers)} answers; give one for each")
         if not all(len(prompt) and len(answer) for prompt, answer in zip(prompts, answers, strict=True)):
             raise ValueError("a prompt or an answer is empty; there is nothing to score")
         streams: list[list[Position]] = []
         for prompt, answer in zip(prompts, answers, strict=True):
+            self._check_ids([*prompt, *answer])
             folded, begun = self.vocabulary.positions.fold([*prompt, *answer])
             streams.append([*folded, tuple(begun)] if begun else folded)
         longest = max(map(len, streams))
@@ -223,11 +228,13 @@ class Engine:
     def compute_next(self, prompt: Sequence[int]) -> torch.Tensor:
         """The probability [V] of every row of the vocabulary behind a prompt, whatever the grammar allows.
 
-        Raises ValueError for an empty prompt, and for one that ends within a summed position.
+        Raises ValueError for an empty prompt, for one that ends within a summed position, and for an id outside the
+        vocabulary.
         """
         folded, begun = self.vocabulary.positions.fold(list(prompt))
         if not folded or begun:
             raise ValueError("a prompt is to hold at least one id, and to end with a whole position")
+        self._check_ids(prompt)
         if len(folded) > self.max_positions:
             raise ValueError(f"a prompt of {len(folded)} tokens exceeds the model's {self.max_positions} positions")
         self.refresh_head()
@@ -277,6 +284,10 @@ class Engine:
                 self.head.forget()
                 self._head_state = now
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not self.can_read(ids):
+            raise ValueError(f"a prompt has an id outside the {self.vocabulary.size} rows of the vocabulary")
+
     def can_read(self, ids: Sequence[int]) -> bool:
         """Whether all ids are rows of the vocabulary or of kept features, and the last one is no feature."""
         size = self.vocabulary.size
@@ -307,8 +318,7 @@ class Engine:
             for ids in needed:
                 if not len(ids):
                     raise ValueError("a prompt is empty; it holds at least <|bos|>")
-                if not self.can_read(ids):
-                    raise ValueError(f"a prompt has an id outside the {self.vocabulary.size} rows of the vocabulary")
+                self._check_ids(ids)
                 length = self.vocabulary.positions.count(ids)
                 if length + config.max_new_tokens > self.max_positions:
                     room = self.max_positions - length

@@ -40,8 +40,8 @@ class GenerationConfig(Config):
     guidance_interval: dict[str, tuple[int, int]] = {}
     unconditional: tuple[int, ...] | None = None
     min_text_tokens: int = Field(default=0, ge=0)
-    max_text_tokens: int | None = None
-    max_spans: int | None = None
+    max_text_tokens: int | None = Field(default=None, ge=0)
+    max_spans: int | None = Field(default=None, ge=0)
     min_codes: dict[str, int] = {}
     max_codes: dict[str, int] = {}
     grid: tuple[int, int] | None = None

@@ -129,6 +129,8 @@ class AnswerSettings:
         self._check_interval()
         _check_choice("decoder", self.decoder, (*DECODERS, PLAIN))
         _check_choice("search", self.search, tuple(SEARCHES))
+        if not isinstance(self.search_settings, Mapping | None):
+            raise ValueError(f"search_settings {self.search_settings!r} is not usable; give a mapping")
         if self.search is None and self.search_settings:
             named = ", ".join(self.search_settings)
             raise ValueError(f"search_settings {named} need a search; choose {', '.join(SEARCHES)}")
