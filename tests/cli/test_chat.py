@@ -316,3 +316,15 @@ def test_options_of_media_are_not_passed_over_for_words(command, option, capsys,
     with pytest.raises(SystemExit) as stop:
         cli.main([*asked, *(["--out", "a.txt"] if command == "generate" else []), "--model", str(tiny_folder())])
     assert stop.value.code == 2 and f"{option} 3" in (told := capsys.readouterr().err) and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+@pytest.mark.parametrize("command", ["chat", "chat in lines", "generate"])
+def test_a_stream_that_is_closed_is_no_trouble(closed, command, monkeypatch, tmp_path):
+    monkeypatch.setenv(MODEL_VARIABLE, str(tiny_folder()))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/draw a cat\n"))
+    monkeypatch.setattr(sys, closed, None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*COMMANDS.get(command, ["chat"]), *(["--to", "text", "--tokens", "2"] if command == "chat" else [])])
+    wrote = command == "generate" or (command == "chat in lines" and closed != "stdin")
+    assert stop.value.code == 0 and len(list(tmp_path.glob("*-1.png")) + list(tmp_path.glob("a.png"))) == wrote

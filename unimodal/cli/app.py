@@ -51,6 +51,7 @@ from unimodal.cli.shared import (
     load_coder,
     load_model,
     make_counter,
+    open_missing_streams,
     read_source,
     read_voice,
 )
@@ -330,6 +331,7 @@ app.add_typer(text)
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command and exits with its status: 0, 2 after a user's mistake, 130 after Ctrl-C, 1 without memory."""
+    open_missing_streams()
     try:
         status = app(args=argv, prog_name="unimodal", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

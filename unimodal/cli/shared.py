@@ -90,6 +90,19 @@ Compress = Annotated[
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write; its suffix is the format.")]
 
 
+# ---- streams
+
+
+def open_missing_streams() -> None:
+    """Opens those of stdin, stdout and stderr that the caller has closed: they hold nothing and take everything.
+
+    In this order, so that they get the descriptors that other files would otherwise be written into.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 # ---- loading
 
 
