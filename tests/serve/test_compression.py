@@ -7,6 +7,8 @@ import openai
 import pytest
 
 from tests.serve.conftest import image_part, png, serving, user
+from tests.tiny_model import tiny_folder
+from unimodal.pipeline import load
 from unimodal.sequence.document import Image
 
 pytestmark = pytest.mark.sweep("the server")
@@ -96,3 +98,12 @@ def test_a_server_that_lets_nobody_choose(client, server):
     with pytest.raises(openai.BadRequestError, match="does not let requests choose") as caught:
         ask(server, compress="divprune:0.5")
     assert caught.value.param == "compress"
+
+
+@pytest.mark.parametrize("narrow", [{"weights": "int8"}, {"kv": "int8"}], ids=str)
+def test_a_server_of_narrow_weights_or_caches_refuses_it(narrow):
+    with serving(load(tiny_folder(), device="cpu", **narrow), allow_compress=True) as served:
+        for path, question in (("chat/completions", {"messages": [user("hello")]}), ("responses", {"input": "hello"})):
+            told = served.post(f"/v1/{path}", {**question, "compress": "stride:0.5"})
+            assert told.status_code == 400 and told.json()["error"]["param"] == "compress"
+            assert served.post(f"/v1/{path}", {**question, "compress": []}).status_code == 200
