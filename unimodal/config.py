@@ -15,9 +15,12 @@ unknown key is an error that suggests the nearest known one.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -223,3 +226,49 @@ def apply_override(values: dict[str, object], override: str) -> None:
             section = section[part]
         else:
             raise ValueError(f"--set {override}: {where} is {section!r}, not a section with keys")
+
+
+# ---- settings of dataclasses
+
+
+def check_settings(label: str, owner: type, settings: Mapping[str, object]) -> None:
+    """Raises ValueError, which begins with the label, for settings that are no fields of a dataclass or not of their
+    kind."""
+    kinds = get_type_hints(owner)
+    names = [spec.name for spec in fields(owner) if spec.repr]  # type: ignore[arg-type]  # a dataclass
+    for name, value in settings.items():
+        if name not in kinds:
+            raise ValueError(f"{label}: there is no setting {name!r}; choose from {', '.join(names)}")
+        check_kind(f"{label}: {name}", value, kinds[name])
+
+
+def check_kind(name: str, value: object, kind: object) -> None:
+    """Raises ValueError, naming the place in a row, for a value that is not of a kind: a number, True or False, a row
+    or a mapping. Other kinds pass."""
+    allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and NoneType in allowed:
+        return
+    kind = allowed[0]
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; give True or False")
+    if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError(f"{name} is {value!r}; give a whole number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and not (is_number and math.isfinite(value)):  # type: ignore[arg-type]  # a number
+        raise ValueError(f"{name} is {value!r}; give a finite number")
+    if get_origin(kind) is Mapping and not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}; give a mapping")
+    if get_origin(kind) in (tuple, Sequence):
+        each = get_args(kind) if get_origin(kind) is tuple else (*get_args(kind), ...)
+        _check_row(name, value, each)
+
+
+def _check_row(name: str, value: object, kinds: tuple[object, ...]) -> None:
+    """kinds: of the places, or of all of them where the second is an ellipsis."""
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"{name} is {value!r}; give several in brackets, {name}=(…, …)")
+    each = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+    if len(value) != len(each):
+        raise ValueError(f"{name} is {value!r}; give {len(each)} values")
+    for place, (one, kind) in enumerate(zip(value, each, strict=True)):
+        check_kind(f"{name}[{place}]", one, kind)

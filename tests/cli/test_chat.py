@@ -16,6 +16,7 @@ from unimodal.compression.tokens.fit import FIT
 from unimodal.compression.trained import save_compressor
 from unimodal.media.audio import save_audio
 from unimodal.media.image import load_image, save_image
+from unimodal.media.registry import MEDIA
 from unimodal.model_folder.find import MODEL_VARIABLE
 from unimodal.pipeline.requests import fit_history
 from unimodal.pipeline.settings import AnswerSettings
@@ -253,19 +254,77 @@ def test_the_folder_of_a_trained_compressor_is_named_like_a_method(monkeypatch, 
     assert stop.value.code == 0 and "compressed by fit:0.25: " in capsys.readouterr().err
 
 
+COMMANDS = {
+    "chat": ["chat", "hello"],
+    "generate": ["generate", "a cat", "--to", "image", "--out", "a.png"],
+    "serve": ["serve", "--port", "0"],
+    "evaluate": ["evaluate", "--suite", "picture_naming", "--out", "a.json", "--data", "."],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--compress", "divprun:0.5"], "did you mean divprune"),
+        (["--compress", ""], "no compression method ''"),
         (["--compress", "divprune:0"], "keep is 0"),
         (["--compress", "pvc"], "learned"),
         (["--compress", "no/such/folder:0.5"], "no such folder"),
-        (["--compress", "stride:0.5", "--decoder", "jacobi"], "leave one out"),
-        (["--compress", "stride:0.5", "--weights", "int8"], "leave one of them out"),
     ],
 )
-def test_wrong_compression_is_one_line(options, message, capsys):
+def test_wrong_compression_is_one_line_before_a_model_is_loaded(command, options, message, capsys, monkeypatch):
+    monkeypatch.setattr("unimodal.pipeline.load", None)
     with pytest.raises(SystemExit) as caught:
-        cli.main(["chat", "hello", "--model", str(tiny_folder()), *options])
+        cli.main([*COMMANDS[command], "--model", str(tiny_folder()), *options])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimodal: ")]
     assert caught.value.code == 2 and len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.parametrize("command", ["chat", "generate"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--decoder", "jacobi"], "leave one out"),
+        (["--weights", "int8"], "leave one of them out"),
+        (["--kv", "int8"], "leave one of them out"),
+    ],
+)
+def test_what_does_not_go_with_compression_is_one_line(command, options, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*COMMANDS[command], "--model", str(tiny_folder()), "--compress", "stride:0.5", *options])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimodal: ")]
+    assert caught.value.code == 2 and len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.parametrize("to", ["text", *MEDIA])
+def test_generate_says_what_compression_left(to, capsys, tmp_path):
+    out = tmp_path / ("a.txt" if to == "text" else MEDIA[to].saved_as)
+    asked = ["generate", "a cat", "--to", to, "--out", str(out), "--compress", "divprune:0.25", "--compress", "h2o"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*asked, "--model", str(tiny_folder())])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("compressed by divprune:0.25,h2o")]
+    assert stop.value.code == 0 and out.exists() and len(told) == 1 and "nothing to shorten" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("chat", "--guidance"), ("chat", "--negative"), ("generate", "--guidance")]
+)
+def test_options_of_media_are_not_passed_over_for_words(command, option, capsys, monkeypatch):
+    monkeypatch.setattr("unimodal.pipeline.load", None)
+    asked = [command, "hello", "--to", "text", option, "3"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*asked, *(["--out", "a.txt"] if command == "generate" else []), "--model", str(tiny_folder())])
+    assert stop.value.code == 2 and f"{option} 3" in (told := capsys.readouterr().err) and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+@pytest.mark.parametrize("command", ["chat", "chat in lines", "generate"])
+def test_a_stream_that_is_closed_is_no_trouble(closed, command, monkeypatch, tmp_path):
+    monkeypatch.setenv(MODEL_VARIABLE, str(tiny_folder()))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/draw a cat\n"))
+    monkeypatch.setattr(sys, closed, None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*COMMANDS.get(command, ["chat"]), *(["--to", "text", "--tokens", "2"] if command == "chat" else [])])
+    wrote = command == "generate" or (command == "chat in lines" and closed != "stdin")
+    assert stop.value.code == 0 and len(list(tmp_path.glob("*-1.png")) + list(tmp_path.glob("a.png"))) == wrote

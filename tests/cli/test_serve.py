@@ -66,6 +66,8 @@ def test_it_says_where_answers_and_ends_on_ctrl_c(commands):
         (["--timeout-s", "inf"], "--timeout-s"),
         (["--max-body-mb", "inf"], "--max-body-mb"),
         (["--api-key", ""], "--api-key"),  # of a variable that was not set
+        (["--host", ""], "--host is not usable: give an address"),  # not every address
+        (["--host", " "], "--host is not usable: give an address"),
         (["--host", "no.such.host.invalid"], "choose another --host"),
         (["--weights", "int3"], "--weights"),
         (["--weights", "int8", "--compress", "stride"], "--weights"),

@@ -1,5 +1,6 @@
 """What must hold of every method, whatever it does: on random models of a few layers."""
 
+import dataclasses
 import inspect
 import re
 
@@ -195,6 +196,30 @@ def test_settings_are_checked(name):
         with pytest.raises(ValueError) as caught:
             METHODS[name](**wrong)
         assert "\n" not in str(caught.value)
+
+
+SETTINGS = [(name, spec.name) for name in NAMES for spec in dataclasses.fields(METHODS[name])]
+ROWS = [(name, field) for name, field in SETTINGS if "tuple" in str(METHODS[name].__annotations__.get(field))]
+
+
+@pytest.mark.parametrize("wrong", ["x", 3, [None], ["x"], [True], [[None, 1]], [[1, "x"]], [[0.5, [0.5]]], [[1, 2, 3]]])
+@pytest.mark.parametrize(("name", "field"), ROWS)
+def test_what_stands_in_a_row_is_checked_when_it_is_given(name, field, wrong):
+    with pytest.raises(ValueError, match=field) as caught:
+        METHODS[name](**{field: wrong})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_context_that_is_not_open_cannot_be_left(name, model, vocabulary):
+    before = dict(vars(model.model))
+    session = make_method(name, 0.4)(model, vocabulary)
+    for _ in range(2):  # never entered; left already
+        with pytest.raises(ValueError, match="is not open"):
+            session.__exit__(None, None, None)
+        with session:
+            pass
+    assert dict(vars(model.model)) == before
 
 
 def test_a_method_that_judges_rows_has_to_say_so():

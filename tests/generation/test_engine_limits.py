@@ -125,6 +125,18 @@ def test_a_wrapped_head_is_run_whole(make_model, vocabulary, ask):
     assert changed == Engine(merged, vocabulary).generate([ask([3, 4])], config) != plain
 
 
+@pytest.mark.parametrize("wrong", [-1, 10**9])
+def test_what_is_scored_has_rows_of_the_vocabulary(engine, wrong):
+    for prompt, answer in (([wrong], [3]), ([3], [wrong]), ([3, wrong, 4], [5])):
+        with pytest.raises(ValueError, match="outside the"):
+            engine.compute_log_likelihood([prompt], [answer])
+    with pytest.raises(ValueError, match="outside the"):
+        engine.compute_next([3, wrong])
+    for prompts, answers in (([[3]], []), ([], [[3]])):
+        with pytest.raises(ValueError, match="give one for each"):
+            engine.compute_log_likelihood(prompts, answers)
+
+
 @pytest.mark.cuda
 def test_cuda_writes_what_the_cpu_writes(make_model, vocabulary, ask):
     config = GenerationConfig(max_new_tokens=30, force="video", guidance={"video": 2.0}, unconditional=ask(), seed=5)

@@ -45,6 +45,22 @@ def test_filters_keep_what_their_definition_keeps(values, settings):
         assert torch.equal(row[list(kept)], logits[list(kept)])
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-300, 1e-45, 1e-38, 1e-31, 1e-29, 1e-12])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 3, "top_p": 1e-300}])
+def test_a_temperature_however_small_takes_the_likeliest(temperature, filters):
+    logits, configs = torch.randn(5, 9) * 1_000, [SamplingConfig(temperature=temperature, **filters)] * 5
+    drawn = sample(logits, torch.arange(9), configs, make_noise_keys(range(5), 0))
+    assert torch.equal(drawn, logits.argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [1e20, 1e38, 1e39, 1e300, float("inf")])
+def test_a_temperature_however_large_never_draws_what_is_ruled_out(temperature):
+    logits = torch.randn(200, 9).index_fill(1, torch.tensor([0, 4]), -torch.inf)
+    configs = [SamplingConfig(temperature=temperature)] * 200
+    drawn = sample(logits, torch.arange(9), configs, make_noise_keys(range(200), 0))
+    assert set(drawn.tolist()) == {1, 2, 3, 5, 6, 7, 8}
+
+
 def test_candidates_that_tie_with_the_last_one_stay():
     assert torch.isfinite(filter_logits(torch.tensor([[2.0, 1.0, 1.0, 0.0]]), [2], [1.0])).sum() == 3
 

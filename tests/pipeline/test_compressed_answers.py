@@ -8,13 +8,14 @@ import PIL.Image
 import pytest
 import torch
 
-from tests.tiny_model import tiny_model
+from tests.tiny_model import tiny_folder, tiny_model
 from unimodal.compression import METHODS, estimate_kept, open_methods
 from unimodal.compression.learned import DecoderShape
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.fit import FIT
 from unimodal.compression.tokens.tokenflex import TokenFLEX
 from unimodal.compression.trained import save_compressor
+from unimodal.pipeline import load
 from unimodal.pipeline.compression import (
     check_methods,
     describe_kept,
@@ -202,3 +203,17 @@ def test_a_folder_that_does_not_fit_is_one_line(model, trained, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stride").mkdir()  # a method's name is the method's
     assert load_methods("stride:0.5") == (METHODS["stride"](0.5),)
+
+
+@pytest.mark.parametrize(
+    "narrow",
+    [{"weights": "bfloat16"}, {"weights": "int8"}, {"weights": "int4"}, {"kv": "bfloat16"}, {"kv": "int8"}],
+    ids=str,
+)
+def test_narrow_weights_and_caches_are_refused_beside_it(narrow):
+    """The model's own forward has neither."""
+    loaded = load(tiny_folder(), device="cpu", **narrow)
+    loaded.chat("hello", to="text", tokens=2)
+    with pytest.raises(ValueError, match="compress is not read with (weights|kv) ") as caught:
+        loaded.chat("hello", to="text", tokens=2, compress="stride:0.5")
+    assert caught.value.field == "compress"

@@ -96,5 +96,5 @@ def test_a_base_keeps_what_it_is(make_folder):
     told = json.loads((folder / PROCESSOR_FILE).read_text())
     told["writing"]["decoders"]["masked"]["passess"] = 3
     (folder / PROCESSOR_FILE).write_text(json.dumps(told))
-    with pytest.raises(ValueError, match="writing.decoders.masked: got an unexpected keyword argument 'passess'"):
+    with pytest.raises(ValueError, match="writing.decoders.masked: there is no setting 'passess'; choose from passes"):
         load(folder, device="cpu").generate("a red apple", "image")

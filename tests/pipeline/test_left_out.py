@@ -6,6 +6,7 @@ import pickle
 import sys
 import warnings
 
+import PIL.Image
 import pytest
 import torch
 
@@ -17,9 +18,10 @@ from unimodal.coder.outputs import MediaCodes
 from unimodal.corpus.code_cache import CodeCache
 from unimodal.corpus.record_cache import RecordCache
 from unimodal.data.messages import Conversation
+from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.pipeline import load
-from unimodal.sequence.document import Document, Turn, Video, make_part
+from unimodal.sequence.document import Document, Image, Turn, Video, make_part
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +187,24 @@ def test_the_server_drops_no_note(long_film):
         codes = server.post("/v1/tokenize", url).json()
     for answer in (chat, codes):
         assert any("9 frames stand for" in note for note in answer["notes"])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animated_picture_that_is_shown_as_one_says_so(model, tmp_path, capsys, monkeypatch, kind):
+    frames = [PIL.Image.new("RGB", (16, 16), (80 * number, 0, 0)) for number in range(3)]
+    path = tmp_path / f"moving.{kind.lower()}"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], duration=100)
+    [part] = model.user_turn([Image(path=str(path)), "What?"]).parts[:1]
+    assert part.notes == (f"{path}: its first frame is shown; give the file as video to have the others seen",)
+    asked = ["chat", "What?", "--to", "text", "--tokens", "2", "--model", str(tiny_folder())]
+    status, _, err = run(capsys, monkeypatch, *asked, "--image", path)
+    assert status == 0 and part.notes[0] in err
+    frames[0].save(path, kind)
+    assert model.user_turn([Image(path=str(path)), "What?"]).parts[0].notes == ()
+
+
+def test_a_part_too_short_to_hold_anything_is_one_line(model, tmp_path):
+    path = tmp_path / "a.wav"
+    save_audio(torch.zeros(2_000), path, 16_000)
+    with pytest.raises(ValueError, match="a.wav: nothing lies in so short a part; take more seconds"):
+        model.coder.read(path, "audio", seconds=1e-9)

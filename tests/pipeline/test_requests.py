@@ -34,7 +34,8 @@ def test_the_keywords_are_the_fields():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guidance": -1.0}, "guidance -1.0 is not usable; give a number from 0 on"),
+        ({"guidance": -1.0}, "guidance -1.0 is not usable; give a number from 0 to 1,000,000"),
+        ({"guidance": 1e300}, r"guidance 1e\+300 is not usable; give a number from 0 to"),
         ({"temperature": float("nan")}, "temperature nan is not usable"),
         ({"temperature": float("inf")}, "temperature inf is not usable"),
         ({"temperature": "hot"}, "temperature 'hot' is not usable"),

@@ -344,3 +344,18 @@ def test_errors_are_the_clients_own_classes(client, server):
 def test_bodies_that_are_no_request(server, body):
     answer = HTTP.post(f"{server.url}/v1/chat/completions", content=body, headers=JSON)
     assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["input_text", "input_image", "file", "image", "video", "tool_use"])
+def test_an_unknown_part_is_told_by_its_type(server, kind):
+    message = user({"type": kind, "text": "a", "image_url": "b", kind: {"data": "c"}})
+    told = server.post("/v1/chat/completions", {"messages": [message]}).json()["error"]
+    assert f"a part of type {kind!r} is not known; use text" in told["message"]
+    assert told["param"] == "messages[0].content[0]"
+
+
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_a_content_that_would_be_passed_over_is_refused(server, role):
+    message = {"role": role, "content": "one", "content_parts": [{"type": "text", "text": "another"}]}
+    answer = server.post("/v1/chat/completions", {"messages": [message, user("?")]})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages[0].content_parts"

@@ -286,7 +286,7 @@ def test_a_response_is_what_a_chat_completion_says(client, server):
         ({"input": []}, "input"), ({"input": ""}, "input"), ({"input": "draw a red apple " * 600}, "input"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].type"),
         ({"input": [{"role": "wizard", "content": "x"}]}, "input[0].role"),
-        ({"input": [{"role": "user", "content": [FILE]}]}, "input[0].content[0].file_id"),
+        ({"input": [{"role": "user", "content": [FILE]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [PICTURE_FILE]}]}, "input[0].content[0].file_id"),
         ({"input": [{"role": "user", "content": 3}]}, "input[0].content"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"tools": [{"type": "web_search"}]}, "tools"),

@@ -7,6 +7,8 @@ import openai
 import pytest
 
 from tests.serve.conftest import image_part, png, serving, user
+from tests.tiny_model import tiny_folder
+from unimodal.pipeline import load
 from unimodal.sequence.document import Image
 
 pytestmark = pytest.mark.sweep("the server")
@@ -78,14 +80,30 @@ def test_responses_take_it_too(open_server):
     assert "nothing to shorten" in answer["notes"][0]
 
 
-@pytest.mark.parametrize("asked", ["divprun", "divprune:2", "tokenflex", "fastv:0.5,fastv:x", "h2o,snapkv:9"])
-def test_a_wrong_method_is_the_fields_mistake(open_server, asked):
-    with pytest.raises(openai.BadRequestError) as caught:
-        ask(open_server, compress=asked)
-    assert caught.value.param == "compress" and "\n" not in caught.value.message
+WRONG = ["divprun", "divprune:2", "tokenflex", "fastv:0.5,fastv:x", "h2o,snapkv:9", "", [""], ["stride", ""], "none"]
+MANY = ["stride,stride,stride,stride,stride", ["stride"] * 5, ["stride,h2o", "h2o,h2o,h2o"], ["stride"] * 90_000]
+
+
+@pytest.mark.parametrize("asked", [*WRONG, *MANY], ids=lambda asked: str(asked)[:30])
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_a_wrong_method_is_the_fields_mistake(open_server, path, asked):
+    question = {"input": "hello"} if path == "responses" else {"messages": [user("hello")]}
+    answer = open_server.post(f"/v1/{path}", {"model": open_server.name, "compress": asked, **question})
+    told = answer.json()["error"]
+    assert answer.status_code == 400 and told["param"].startswith("compress") and "\n" not in told["message"]
+    assert asked not in MANY or "at most 4" in told["message"]
 
 
 def test_a_server_that_lets_nobody_choose(client, server):
     with pytest.raises(openai.BadRequestError, match="does not let requests choose") as caught:
         ask(server, compress="divprune:0.5")
     assert caught.value.param == "compress"
+
+
+@pytest.mark.parametrize("narrow", [{"weights": "int8"}, {"kv": "int8"}], ids=str)
+def test_a_server_of_narrow_weights_or_caches_refuses_it(narrow):
+    with serving(load(tiny_folder(), device="cpu", **narrow), allow_compress=True) as served:
+        for path, question in (("chat/completions", {"messages": [user("hello")]}), ("responses", {"input": "hello"})):
+            told = served.post(f"/v1/{path}", {**question, "compress": "stride:0.5"})
+            assert told.status_code == 400 and told.json()["error"]["param"] == "compress"
+            assert served.post(f"/v1/{path}", {**question, "compress": []}).status_code == 200

@@ -151,6 +151,14 @@ def test_fields_inside_a_chat_request(types, known):
     assert {*list_fields(*types)} <= known
 
 
+@pytest.mark.parametrize("options", ["audio", "stream_options"])
+def test_an_unknown_field_inside_options_is_refused(options):
+    with pytest.raises(ApiError, match="smell") as caught:
+        read("chat", {options: {"smell": 1}})
+    assert caught.value.param == f"{options}.smell" and caught.value.status == 400
+    read("chat", {options: {"smell": None}, "stream_options": {"include_obfuscation": False}})
+
+
 def test_response_formats_of_transcriptions_are_known_or_refused():
     hints = get_type_hints(transcription_create_params.TranscriptionCreateParamsNonStreaming)
     formats = {

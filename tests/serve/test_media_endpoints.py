@@ -181,7 +181,7 @@ def test_a_file_may_be_uploaded_to_be_tokenized(server):
         {"modality": "image", "codes": [2**70] * 64}, {"modality": "image", "codes": []},
         {"modality": "smell", "codes": [0]}, {"modality": "audio", "codes": [0] * 5, "prefix": 2},
         {"modality": "image", "codes": [0] * 64, "prefix": 0}, {"modality": "audio", "codes": [1] * 5000},
-        {"codes": [0] * 64},
+        {"modality": "image", "codes": [0] * 64, "prefix": 65}, {"codes": [0] * 64},
     ],
 )  # fmt: skip
 def test_codes_that_are_none(server, body):

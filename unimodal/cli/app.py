@@ -44,12 +44,14 @@ from unimodal.cli.shared import (
     check_file,
     check_folder,
     check_model,
+    check_of_media,
     check_out,
     check_time,
     check_ways,
     load_coder,
     load_model,
     make_counter,
+    open_missing_streams,
     read_source,
     read_voice,
 )
@@ -60,6 +62,7 @@ from unimodal.media.registry import MEDIA
 
 if TYPE_CHECKING:
     from unimodal.coder.media_coder import Output
+    from unimodal.generation.request import CompressionEvent
 
 app = typer.Typer(
     name="unimodal",
@@ -151,6 +154,8 @@ def chat(
     methods = check_compress(compress, decoder, weights, kv)
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty; leave it out for an interactive session")
+    if prompt is not None:
+        check_of_media(to, guidance=guidance, negative=negative)
     if not folder.is_dir():
         raise ValueError(f"--folder {folder}: no such folder; create it first")
     given = {"image": image, "audio": audio, "video": video}
@@ -215,6 +220,7 @@ def generate(
     partial: Annotated[bool, typer.Option("--partial", help="Save the coarse pictures on the way, too.")] = False,
     weights: Weights = "auto",
     kv: Cache = "model",
+    compress: Compress = None,
     model: Model = None,
 ) -> None:
     """Make a picture, a sound, a clip or a text from words, and save it."""
@@ -223,7 +229,9 @@ def generate(
     check_choice("--to", to, ("text", *MEDIA))
     check_choice("--search", search, tuple(SEARCHES))
     check_ways(decoder, weights, kv)
+    methods = check_compress(compress, decoder, weights, kv)
     check_out(out, to)
+    check_of_media(to, guidance=guidance)
     if partial and to != "image":
         raise ValueError(f"--partial is for pictures, not for {to}; leave it out")
     check_model(model)
@@ -236,6 +244,7 @@ def generate(
     with Reporter() as report:
         report("starting")
         from unimodal.pipeline import AnswerSettings
+        from unimodal.pipeline.compression import describe_kept, load_methods
 
         settings = AnswerSettings(
             to=to,
@@ -249,14 +258,19 @@ def generate(
             decoder=decoder,
             voice=read_voice(voice),
             search=search,
+            compress=load_methods(methods) if methods else None,
         )
+        kept: list[CompressionEvent] = []
         output = load_model(model, report, weights, kv).generate(
             prompt,
             settings=settings,
             on_token=make_counter(report, f"making {to}"),
             on_partial=save_partial if partial else None,
+            on_compressed=kept.append,
         )
         output.save(out)
+    for event in kept:
+        print(describe_kept(settings.methods, event.num_tokens, event.num_kept), file=sys.stderr)
     for path in (*saved, out):
         print(path)
 
@@ -317,6 +331,7 @@ app.add_typer(text)
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command and exits with its status: 0, 2 after a user's mistake, 130 after Ctrl-C, 1 without memory."""
+    open_missing_streams()
     try:
         status = app(args=argv, prog_name="unimodal", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -113,8 +113,12 @@ def evaluate(
     if not data.is_dir():
         raise ValueError(f"--data {data}: no such folder; fetch and prepare the data first (make nano)")
     with Reporter() as report:
+        report("starting")
+        from unimodal.pipeline.compression import load_methods
+
+        methods = load_methods(check_compress(compress) or ())
         loaded = load_model(model, report)
-        for table in run_suites(names, loaded, data, out, limit, seed, report, check_compress(compress) or ()):
+        for table in run_suites(names, loaded, data, out, limit, seed, report, methods):
             report.clear()
             print(table, flush=True)
 

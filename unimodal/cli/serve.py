@@ -82,8 +82,8 @@ def serve(
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0])
-        raise ValueError(f"--{SINGULAR.get(field, field).replace('_', '-')} is not usable: {first['msg']}") from None
+        field, told = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"--{SINGULAR.get(field, field).replace('_', '-')} is not usable: {told}") from None
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -95,6 +95,10 @@ def serve(
         ) from None
     sock = listen(config)  # before seconds of loading; who connects meanwhile waits
     with Reporter() as report:
+        report("starting")
+        from unimodal.pipeline.compression import load_methods
+
+        load_methods(methods)  # what cannot be used is told before seconds of loading
         loaded = load_model(model, report, weights, kv)
         from unimodal.serve.server import create_app, make_server
 

@@ -90,6 +90,19 @@ Compress = Annotated[
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write; its suffix is the format.")]
 
 
+# ---- streams
+
+
+def open_missing_streams() -> None:
+    """Opens those of stdin, stdout and stderr that the caller has closed: they hold nothing and take everything.
+
+    In this order, so that they get the descriptors that other files would otherwise be written into.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 # ---- loading
 
 
@@ -158,15 +171,24 @@ def check_compress(
     asked: list[str] | None, decoder: str | None = None, weights: str = "auto", kv: str = "model"
 ) -> tuple[str, ...] | None:
     """The methods of `--compress`; None without. Raises ValueError for what does not go with them."""
+    from unimodal.generation.kinds import NARROW
+
     if not asked:
         return None
     if decoder not in (None, "plain"):
         raise ValueError(f"--decoder {decoder} needs the whole prompt, which --compress shortens; leave one out")
-    if weights in ("bfloat16", "int8", "int4"):
+    if weights in NARROW:
         raise ValueError(f"--weights {weights} are not read under --compress; leave one of them out")
     if kv != "model":
         raise ValueError(f"--kv {kv} is not the cache of --compress; leave one of them out")
     return tuple(asked)
+
+
+def check_of_media(to: str | None, **given: float | str | None) -> None:
+    """Raises ValueError for options of media beside `--to text`."""
+    for name, value in given.items():
+        if to == "text" and value is not None:
+            raise ValueError(f"--{name} {value} is for media, and --to text writes words; leave it out")
 
 
 def check_file(source: Path | bytes) -> str:

@@ -136,7 +136,10 @@ class MediaCoder:
         self.vocabulary.get_layout(modality)
         name = quote_path(path) if not isinstance(path, bytes) else f"the {MEDIA[modality].noun}"
         tokenizer, fit = self.get_tokenizer(modality), self.processor.image_fit
-        return read_medium(path, tokenizer, self.limits, fit, start_s, seconds, lambda note: tell(f"{name}: {note}"))
+        medium = read_medium(path, tokenizer, self.limits, fit, start_s, seconds, lambda note: tell(f"{name}: {note}"))
+        if not medium.numel():
+            raise ValueError(f"{name}: nothing lies in so short a part; take more seconds")
+        return medium
 
     def encode(self, modality: str, media: Sequence[Tensor]) -> list[np.ndarray]:
         """Media of one modality → codes, each int64 [N] or [N, G]. Sounds and pictures may differ in size."""

@@ -14,33 +14,26 @@ Shapes: as in `plan.py`.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_type_hints
 
 from torch import Tensor
 
 from unimodal.compression.plan import Plan, Positions, Span, count_share
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
+from unimodal.config import check_kind
 from unimodal.media.registry import MEDIA
 from unimodal.vocabulary import Vocabulary
 
 
 def check_kinds(settings: Method) -> None:
-    """Raises ValueError for a whole number that is none, a number that is not finite, and a row that is none."""
+    """Raises ValueError for a setting that is not of the kind its class declares: a whole number, a finite number, or
+    a row of these."""
+    kinds = get_type_hints(type(settings))
     for spec in fields(settings):
-        value, kind = vars(settings)[spec.name], str(spec.type).removesuffix(" | None")
-        if value is None and kind != spec.type:
-            continue
-        if kind == "int" and (not isinstance(value, int) or isinstance(value, bool)):
-            raise ValueError(f"{spec.name} is {value!r}; give a whole number")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if kind == "float" and not (is_number and math.isfinite(value)):
-            raise ValueError(f"{spec.name} is {value!r}; give a finite number")
-        if kind.startswith("tuple") and not isinstance(value, tuple | list):
-            raise ValueError(f"{spec.name} is {value!r}; give several in brackets, {spec.name}=(…, …)")
+        check_kind(spec.name, vars(settings)[spec.name], kinds[spec.name])
 
 
 def read_modalities(named: object) -> tuple[str, ...]:

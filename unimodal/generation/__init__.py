@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from unimodal.config import check_settings
+
 if TYPE_CHECKING:
     from unimodal.generation.fast.protocol import FastDecoder
 
@@ -31,8 +33,13 @@ DECODERS = {
 
 
 def make_decoder(name: str, **settings: object) -> FastDecoder:
-    """A fast decoder by its name, with the fields of its class as settings. Raises ValueError for an unknown name."""
+    """A fast decoder by its name, with the fields of its class as settings.
+
+    Raises ValueError for an unknown name, and for settings that it does not have or that are not of their kind.
+    """
     if name not in DECODERS:
         raise ValueError(f"decoder {name!r} is unknown; choose {', '.join(DECODERS)}, or none")
     module, kind = DECODERS[name]
-    return getattr(import_module(module), kind)(**settings)
+    owner = getattr(import_module(module), kind)
+    check_settings(name, owner, settings)
+    return owner(**settings)

@@ -38,7 +38,7 @@ from unimodal.generation.fast.speculation import SpeculativeRun
 from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead, WeightState, read_weight_state
-from unimodal.generation.kinds import CACHES, WEIGHTS
+from unimodal.generation.kinds import CACHES, NARROW, WEIGHTS
 from unimodal.generation.likelihood import list_allowed_rows, list_next_rows
 from unimodal.generation.native.product import choose_product
 from unimodal.generation.parts import EngineParts
@@ -86,6 +86,8 @@ class Engine:
     ) -> None:
         self.model = model.eval()
         self.vocabulary = vocabulary
+        #: the precision that was asked for and that the model's own forward, as under compression, does not have
+        self.narrowed = f"weights {weights}" if weights in NARROW else f"kv {kv}" if kv != "model" else None
         self._reference = ReferenceDecoder(model)
         own = _make_decoder(model, decoder, weights, compile, kv) or self._reference
         make_product = None
@@ -194,14 +196,18 @@ class Engine:
         """The log-probability of each answer's ids behind its prompt, in nats, as they would be drawn at temperature 1.
 
         At each place the softmax is over the rows that the grammar allows there, as in training (`likelihood.py`).
-        Raises ValueError for an empty prompt or answer, and for ids that no answer holds in this order.
+        Raises ValueError for an empty prompt or answer, for ids outside the vocabulary, and for an order of ids that no
+        answer has.
         """
-        if not prompts:
+        if not prompts and not answers:
             return []
+        if len(prompts) != len(answers):
+            raise ValueError(f"{len(prompts)} prompts came with {len(answers)} answers; give one for each")
         if not all(len(prompt) and len(answer) for prompt, answer in zip(prompts, answers, strict=True)):
             raise ValueError("a prompt or an answer is empty; there is nothing to score")
         streams: list[list[Position]] = []
         for prompt, answer in zip(prompts, answers, strict=True):
+            self._check_ids([*prompt, *answer])
             folded, begun = self.vocabulary.positions.fold([*prompt, *answer])
             streams.append([*folded, tuple(begun)] if begun else folded)
         allowed = [list_allowed_rows(self.vocabulary, *pair) for pair in zip(prompts, answers, strict=True)]
@@ -224,11 +230,13 @@ class Engine:
     def compute_next(self, prompt: Sequence[int]) -> torch.Tensor:
         """The probability [V] of every row of the vocabulary behind a prompt; 0 of those that cannot come there.
 
-        Raises ValueError for an empty prompt, and for one that ends within a summed position.
+        Raises ValueError for an empty prompt, for one that ends within a summed position, and for an id outside the
+        vocabulary.
         """
         folded, begun = self.vocabulary.positions.fold(list(prompt))
         if not folded or begun:
             raise ValueError("a prompt is to hold at least one id, and to end with a whole position")
+        self._check_ids(prompt)
         if len(folded) > self.max_positions:
             raise ValueError(f"a prompt of {len(folded)} tokens exceeds the model's {self.max_positions} positions")
         self.refresh_head()
@@ -280,6 +288,10 @@ class Engine:
                 self.head.forget()
                 self._head_state = now
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not self.can_read(ids):
+            raise ValueError(f"a prompt has an id outside the {self.vocabulary.size} rows of the vocabulary")
+
     def can_read(self, ids: Sequence[int]) -> bool:
         """Whether all ids are rows of the vocabulary or of kept features, and the last one is no feature."""
         size = self.vocabulary.size
@@ -310,8 +322,7 @@ class Engine:
             for ids in needed:
                 if not len(ids):
                     raise ValueError("a prompt is empty; it holds at least <|bos|>")
-                if not self.can_read(ids):
-                    raise ValueError(f"a prompt has an id outside the {self.vocabulary.size} rows of the vocabulary")
+                self._check_ids(ids)
                 length = self.vocabulary.positions.count(ids)
                 if length + config.max_new_tokens > self.max_positions:
                     room = self.max_positions - length

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: precisions of packed weights (`decoders/products.py`)
 WEIGHTS = ("float32", "bfloat16", "int8", "int4")
+#: those of them that lose a little, and that only the lean step reads
+NARROW = ("bfloat16", "int8", "int4")
 #: precisions of keys and values (`decoders/kv_cache.py`); "model" is the model's own
 CACHES = ("model", "bfloat16", "int8")
 

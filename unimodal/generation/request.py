@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from unimodal.compression import Method
 
 
+MOST_GUIDANCE = 1e6  # so that guided logits stay finite
+
+
 class GenerationConfig(Config):
     """One row's request.
 
@@ -37,8 +40,8 @@ class GenerationConfig(Config):
     guidance_interval: dict[str, tuple[int, int]] = {}
     unconditional: tuple[int, ...] | None = None
     min_text_tokens: int = Field(default=0, ge=0)
-    max_text_tokens: int | None = None
-    max_spans: int | None = None
+    max_text_tokens: int | None = Field(default=None, ge=0)
+    max_spans: int | None = Field(default=None, ge=0)
     min_codes: dict[str, int] = {}
     max_codes: dict[str, int] = {}
     grid: tuple[int, int] | None = None
@@ -51,8 +54,8 @@ class GenerationConfig(Config):
         for name, scale in guidance.items():
             if name == "text" and scale != 1.0:
                 raise ValueError("guidance applies to media tokens; leave text out")
-            if scale < 0:
-                raise ValueError(f"guidance {scale} of {name} is negative; 1 turns it off")
+            if not 0 <= scale <= MOST_GUIDANCE:
+                raise ValueError(f"guidance {scale} of {name} is outside 0 to {MOST_GUIDANCE:g}; 1 turns it off")
         return guidance
 
     @field_validator("guidance_interval")

@@ -104,7 +104,8 @@ class Sampler:
     """The settings of R rows, put on the device once, so that drawing transfers nothing and never waits."""
 
     def __init__(self, configs: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> None:
-        temperatures = [config.temperature for config in configs]
+        # beyond these bounds logits / temperature overflows in fp32; at them the draw is certain, and uniform
+        temperatures = [min(c.temperature, 1e30) if c.temperature >= 1e-30 else 0.0 for c in configs]
         self.top_k, self.top_p = [c.top_k for c in configs], [c.top_p for c in configs]
         self.all_greedy, self.any_greedy = not any(temperatures), min(temperatures) == 0
         self.greedy = torch.tensor([t == 0 for t in temperatures], device=device)[:, None]  # [R, 1]

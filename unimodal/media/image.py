@@ -86,16 +86,21 @@ _EXIF_ORIENTATION = 0x0112
 _STRIP_ROWS = 256  # of a large picture at a time, so that memory follows the result
 
 
-def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Tensor:
+def load_image(
+    source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS, tell: Callable[[str], None] = lambda note: None
+) -> Tensor:
     """A picture as uint8 [3, H, W], upright, transparent parts on white; the first frame of an animated one.
 
-    Raises ValueError for a file that is missing, empty, not a picture, truncated, damaged or over a limit.
+    tell: called with a sentence where other frames are left out. Raises ValueError for a file that is missing, empty,
+    not a picture, truncated, damaged or over a limit.
     """
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)
         if content.name not in (*_PLUGINS, _HEIC):
             raise make_mismatch_error(opened.name, content, "image")
         check_picture_header(opened, content, limits)
+        if content.name.startswith("animated"):
+            tell("its first frame is shown; give the file as video to have the others seen")
         with silence_pillow():
             image = open_picture(opened, content, limits)
             try:
@@ -109,7 +114,7 @@ def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Ten
 
 def load_image_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
     """`load_image` in the form that the registry calls; pictures have no rate, and the tokenizer fits their size."""
-    return load_image(source, limits)
+    return load_image(source, limits, target.tell)
 
 
 def save_image_at(image: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:

@@ -121,6 +121,8 @@ def check_methods(model: LoadedModel, asked: AskedMethods) -> tuple[Method, ...]
     methods = read_methods(asked)
     if methods and not model.vocabulary.positions.is_flat:
         raise ValueError("compress follows single codes and this model reads the sum of several; leave it out")
+    if methods and model.engine.narrowed is not None:
+        raise ValueError(f"compress is not read with {model.engine.narrowed}; leave it out, or load the model without")
     for method in methods:
         if isinstance(method, LearnedMethod) and method.width is not None:
             compare_widths(method.width, int(model.engine.model.config.hidden_size))

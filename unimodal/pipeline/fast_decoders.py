@@ -103,10 +103,8 @@ def make_fast_decoder(model: LoadedModel, name: str) -> FastDecoder:
 
 
 def _make_learnt(model: LoadedModel, name: str, settings: Mapping[str, object]) -> FastDecoder:
-    """Raises ValueError for settings in the model's folder that the decoder does not have."""
+    """Raises ValueError for settings in the model's folder that the decoder does not take."""
     try:
         return make_decoder(name, **settings)
-    except TypeError as error:
-        raise ValueError(
-            f"{model.folder / PROCESSOR_FILE}: writing.decoders.{name}: {str(error).split('__init__() ')[-1]}"
-        ) from None
+    except ValueError as error:
+        raise ValueError(f"{model.folder / PROCESSOR_FILE}: writing.decoders.{error}") from None

@@ -81,10 +81,7 @@ def make_search_answer(
         raise ValueError("search chooses between media; leave it out for text, or say which medium: to='image'")
     if settings.decoder is not None:
         raise ValueError("search does not go with decoder; leave one of them out")
-    try:
-        method = make_search(settings.search, **(settings.search_settings or {}))
-    except TypeError as error:
-        raise ValueError(f"{settings.search}: {str(error).split('__init__() ')[-1]}") from None
+    method = make_search(settings.search, **(settings.search_settings or {}))
     if method.partial and not model.coder.get_tokenizer(modality).ordered:
         raise ValueError(
             f"{settings.search} judges partial answers, but the {modality} codes of this model are not ordered; "

@@ -18,6 +18,7 @@ from typing import TypedDict, Unpack
 
 from unimodal.compression import Method
 from unimodal.generation import DECODERS
+from unimodal.generation.request import MOST_GUIDANCE
 from unimodal.generation.search import SEARCHES
 from unimodal.pipeline.compression import AskedMethods, read_methods
 
@@ -52,7 +53,7 @@ class AnswerChanges(TypedDict, total=False):
 #: setting → kind of number, least, most, and what to do about any other number
 NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "seed": (Integral, -math.inf, math.inf, "give a whole number"),
-    "guidance": (Real, 0, math.inf, "give a number from 0 on"),
+    "guidance": (Real, 0, MOST_GUIDANCE, f"give a number from 0 to {MOST_GUIDANCE:,.0f}"),
     "temperature": (Real, 0, math.inf, "give a number from 0 on"),
     "top_k": (Integral, 0, math.inf, "give a whole number from 0 on, which keeps all"),
     "top_p": (Real, math.ulp(0.0), 1, "give a share above 0 and up to 1, which keeps all"),
@@ -128,6 +129,8 @@ class AnswerSettings:
         self._check_interval()
         _check_choice("decoder", self.decoder, (*DECODERS, PLAIN))
         _check_choice("search", self.search, tuple(SEARCHES))
+        if not isinstance(self.search_settings, Mapping | None):
+            raise ValueError(f"search_settings {self.search_settings!r} is not usable; give a mapping")
         if self.search is None and self.search_settings:
             named = ", ".join(self.search_settings)
             raise ValueError(f"search_settings {named} need a search; choose {', '.join(SEARCHES)}")

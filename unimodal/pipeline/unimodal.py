@@ -264,6 +264,8 @@ class Unimodal(LoadedModel):
                 continue
             [outputs] = self.decode_answers([exhaust(self._step_composed(requests[number], answer, on_token, number))])
             found[number] = self._join_utterances(outputs) if requests[number].utterances else outputs
+            if not requests[number].methods:
+                _tell_kept(on_compressed, [number], (), requests)
             if on_progress is not None:
                 on_progress(len(found), len(requests))
         for numbers in _group_alike({number: (names[number], requests[number].methods) for number in alone}):

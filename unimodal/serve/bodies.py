@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unimodal.media.registry import find_medium
 from unimodal.pipeline.settings import AnswerSettings
@@ -18,6 +18,18 @@ from unimodal.serve.protocol import MOST_CHARACTERS, ApiError, draw_seed
 
 MOST_CHOICES = 128  # of one chat request, as OpenAI's
 MOST_PIXELS_A_SIDE = 4096  # that a picture is resized to
+MOST_METHODS = 4  # of compression, of one request
+
+
+def _check_methods(asked: str | list[str] | None) -> str | list[str] | None:
+    num = len([part for one in ([asked] if isinstance(asked, str) else asked or []) for part in one.split(",")])
+    if num > MOST_METHODS:
+        raise ValueError(f"{num} methods in one request; give at most {MOST_METHODS}")
+    return asked
+
+
+#: methods of compression; an empty list turns the server's own off
+Compress = Annotated[str | list[str] | None, Field(max_length=MOST_CHARACTERS), AfterValidator(_check_methods)]
 
 
 class ApiRequest(BaseModel):
@@ -37,10 +49,12 @@ class ApiRequest(BaseModel):
 
 
 class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
     include_usage: bool = False
 
 
 class AudioOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
     voice: str | dict[str, object] | None = None
     format: Literal["wav", "mp3", "flac", "opus", "pcm16"] | None = None
 
@@ -94,7 +108,7 @@ class ChatRequest(ApiRequest):
     stream_partial: bool = False
     guidance: float | None = Field(default=None, ge=0, le=100)
     negative: str | None = Field(default=None, max_length=MOST_CHARACTERS)
-    compress: str | list[str] | None = Field(default=None, max_length=MOST_CHARACTERS)
+    compress: Compress = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -107,6 +121,13 @@ class ChatRequest(ApiRequest):
         if len(stop) > 4 or not all(0 < len(text) <= 1000 for text in stop):
             raise ValueError("give at most 4 texts of 1 to 1000 characters")
         return stop
+
+    def check_extra(self) -> None:
+        super().check_extra()
+        for name, options in (("audio", self.audio), ("stream_options", self.stream_options)):
+            if options is not None:
+                known = tuple(type(options).model_fields)
+                fields.check_fields(options.model_extra or {}, {}, fields.OPTIONS_WITHOUT_EFFECT, known, f"{name}.")
 
     @property
     def tokens(self) -> int | None:
@@ -171,7 +192,7 @@ class ResponseRequest(ApiRequest):
     max_output_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = None
     stream: bool | None = False
-    compress: str | list[str] | None = Field(default=None, max_length=MOST_CHARACTERS)
+    compress: Compress = None
 
 
 # ---- media
@@ -305,5 +326,6 @@ def describe_invalid(error: ValidationError, where: str = "") -> ApiError:
     loc = [at for at in first["loc"] if not (isinstance(at, str) and re.match(r"(str|list|dict)\b", at))]  # of unions
     param = where + "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in loc)
     param = param.lstrip(".")
-    what = f"{param}: {first['msg']}" if param else first["msg"]
+    told = first["msg"].removeprefix("Value error, ")
+    what = f"{param}: {told}" if param else told
     return ApiError(400, f"the request cannot be used: {what}", "invalid_value", param or None)

@@ -92,7 +92,7 @@ def choose_methods(service: Service, asked: ChatRequest, settings: AnswerSetting
         message = "compress: this server does not let requests choose it (serve --allow-compress); leave it out"
         raise ApiError(400, message, "unsupported_value", "compress")
     try:
-        return settings.replace(compress=asked.compress) if asked.compress else settings
+        return settings if asked.compress == [] else settings.replace(compress=asked.compress)
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", "compress") from None
 

@@ -67,6 +67,9 @@ PART_WITHOUT_EFFECT = frozenset(("prompt_cache_breakpoint", "cache_control"))
 #: inside a part: one size is looked at, and what a file is its bytes say
 MEDIUM_WITHOUT_EFFECT = frozenset(("detail", "format"))
 
+#: inside `audio` and `stream_options`: it changes the size of chunks, not their content
+OPTIONS_WITHOUT_EFFECT = frozenset(("include_obfuscation",))
+
 IMAGE: Refusals = {
     "background": Refusal("pictures have an opaque background", ("auto", "opaque")),
     "complexity": Refusal(_STILL_PICTURES),

@@ -214,6 +214,9 @@ async def detokenize(exchange: Exchange) -> Response:
         if not tokenizer.ordered:
             message = f"the codes of {asked.modality} are not ordered; a prefix of them shows nothing"
             raise ApiError(400, message, "unsupported_value", "prefix")
+        if asked.prefix > len(codes):
+            message = f"a prefix of {asked.prefix} is longer than the {len(codes)} codes"
+            raise ApiError(400, message, "invalid_value", "prefix")
         codes = codes[: asked.prefix]
     medium = await service.decode(asked.modality, codes)
     rate = service.model.coder.get_rate(asked.modality)

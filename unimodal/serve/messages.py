@@ -41,6 +41,9 @@ async def read_turns(
             raise ApiError(400, message, "invalid_value", f"{where}.role")
         check_fields(one.model_extra or {}, MESSAGE, MESSAGE_WITHOUT_EFFECT, ("role", "content", "audio"), f"{where}.")
         content = "content_parts" if one.content_parts else "content"
+        if one.content_parts and one.content and one.role != "assistant":
+            message = "content and content_parts are both given; leave one out"
+            raise ApiError(400, message, "invalid_value", f"{where}.content_parts")
         parts = await gather(read_part(part, media, f"{where}.{content}[{n}]") for n, part in enumerate(one.parts))
         if one.audio is not None:
             parts.append(await _read_answered_sound(one.audio, media, f"{where}.audio"))
@@ -55,15 +58,15 @@ async def read_part(part: Mapping[str, object], media: MediaInput, where: str) -
     kind = part.get("type")
     if not isinstance(kind, str):
         raise ApiError(400, "a part has no type; use text, image_url, …", "invalid_value", f"{where}.type")
+    medium = find_by_type(kind)
+    if kind not in WORDS and (medium is None or kind == medium.name):
+        known = ", ".join(("text", "input_audio", *(medium.url_type for medium in MEDIA.values())))
+        raise ApiError(400, f"a part of type {kind[:40]!r} is not known; use {known}", "invalid_value", where)
     content = part.get(kind)
     more = {name: value for name, value in part.items() if name not in ("type", kind, "index")}
     check_fields(more, {}, PART_WITHOUT_EFFECT, ("type", kind), f"{where}.")
-    if kind in WORDS:
+    if medium is None:
         return read_text(content, where)
-    medium = find_by_type(kind)
-    if medium is None or kind == medium.name:
-        known = ", ".join(("text", "input_audio", *(medium.url_type for medium in MEDIA.values())))
-        raise ApiError(400, f"a part of type {kind[:40]!r} is not known; use {known}", "invalid_value", where)
     holder = content if isinstance(content, dict) else {}
     source = "url" if kind == medium.url_type else "data"
     taken = (source, "start", "seconds")

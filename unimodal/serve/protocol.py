@@ -46,7 +46,7 @@ sentences in `notes`: of a `chat.completion`, of every chunk of a streamed one, 
 in JSON. Of transcriptions that are no JSON it stands in the header `X-Notes`.
 
 **Compression.** Where the server lets requests choose (`--allow-compress`), `compress` is a method with the share of
-the tokens of media that it keeps, `"divprune:0.25"`, or a list of several; `[]` turns the server's own off. What was
+the tokens of media that it keeps, `"divprune:0.25"`, or a list of up to four; `[]` turns the server's own off. What was
 kept of the prompt stands in `notes` and in `usage.prompt_tokens_kept`.
 
 **Tokenize.** `{"modality", "codes": [flat ints, all groups], "segments": [{"name", "start", "count", "grid": [t, h, w]

@@ -64,6 +64,13 @@ class ServeConfig(Config):
     allow_compress: bool = False
     min_bytes_per_s: float = Field(default=2**16, gt=0, allow_inf_nan=False)
 
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        if not host.strip():  # of a variable that was not set: the system would take every address
+            raise ValueError("give an address; 0.0.0.0 is all")
+        return host
+
     @field_validator("api_key")
     @classmethod
     def _check_key(cls, key: str | None) -> str | None:

@@ -44,7 +44,7 @@ class CompressionSession:
 
     Calls made in this thread or task are compressed, and no others (`scope.py`). stats: statistics since it was opened.
     Raises ValueError for a target without a decoder, and for a bare decoder without its vocabulary. Entering raises
-    ValueError for a decoder that lacks what the method needs.
+    ValueError for a decoder that lacks what the method needs, and leaving for a context that is not open.
     """
 
     def __init__(
@@ -87,6 +87,8 @@ class CompressionSession:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._open.users:
+            raise ValueError("this context of compression is not open; enter it by `with`, which leaves it once")
         self._executor.close(self._open)
 
 

@@ -17,6 +17,12 @@ from torch import Tensor
 from unimodal.generation.fast.protocol import Draft, FastDecoder, Row, Verdict
 
 
+def check_window(name: str, window: int) -> None:
+    """Raises ValueError for a window without a place."""
+    if window < 1:
+        raise ValueError(f"{name}'s window is {window}; give at least 1")
+
+
 def select_guesses(row: Row, guesses: list[int], window: int) -> list[int]:
     """The guesses to read: those within the window and the room, up to the first that changes what is allowed."""
     most = min(window, row.room) - 1
@@ -52,6 +58,9 @@ class Jacobi(FastDecoder):
 
     name = "jacobi"
     lossless = True
+
+    def __post_init__(self) -> None:
+        check_window(self.name, self.window)
 
     @property
     def max_draft(self) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from unimodal.generation.fast.jacobi import check_window
 from unimodal.generation.fast.protocol import Draft, FastDecoder, Row, Verdict
 from unimodal.generation.fast.suffix_memory import SuffixMemory
 from unimodal.generation.fast.trees import follow_tree, make_tree_draft
@@ -34,6 +35,9 @@ class Retrieval(FastDecoder):
 
     name = "retrieval"
     lossless = True
+
+    def __post_init__(self) -> None:
+        check_window(self.name, self.window)
 
     @property
     def max_draft(self) -> int:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from unimodal.generation.fast.draft_memory import DraftMemory
-from unimodal.generation.fast.jacobi import chain_draft, select_guesses
+from unimodal.generation.fast.jacobi import chain_draft, check_window, select_guesses
 from unimodal.generation.fast.protocol import Draft, FastDecoder, Row, Verdict
 
 # Independent noise for what is drawn at one place: acceptance, the residual, and guesses of one pass.
@@ -56,6 +56,7 @@ class SpeculativeJacobi(FastDecoder):
     passes: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
+        check_window(self.name, self.window)
         if self.initial not in ("draw", "random", "repeat", "sample"):
             raise ValueError(f"initial {self.initial!r} is unknown; use draw, random, repeat or sample")
 

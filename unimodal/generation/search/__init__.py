@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from unimodal.config import check_settings
+
 if TYPE_CHECKING:
     from unimodal.generation.search.base import Search
 
@@ -21,8 +23,13 @@ SEARCHES = {
 
 
 def make_search(name: str, **settings: object) -> Search:
-    """A search by its name, with the fields of its class as settings. Raises ValueError for an unknown name."""
+    """A search by its name, with the fields of its class as settings.
+
+    Raises ValueError for an unknown name, and for settings that it does not have or that are not of their kind.
+    """
     if name not in SEARCHES:
         raise ValueError(f"search {name!r} is unknown; choose {', '.join(SEARCHES)}, or none")
     module, kind = SEARCHES[name]
-    return getattr(import_module(module), kind)(**settings)
+    owner = getattr(import_module(module), kind)
+    check_settings(name, owner, settings)
+    return owner(**settings)
