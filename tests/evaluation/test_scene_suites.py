@@ -15,6 +15,7 @@ from unimodal.data.scenes.scene import MOTIONS, SIDE, SPLITS, Placed, Scene, Thi
 from unimodal.evaluation import conversation, moving, picture_variety, run_suite, scene_drawing, scene_reading
 from unimodal.evaluation.prepared_scenes import PreparedScenes, is_same_answer, is_thing_named
 from unimodal.evaluation.shares import find_interval, measure_share
+from unimodal.sequence.document import Document, Turn
 
 NAMES = ("cat", "box", "owl", "leaf", "key", "drum")
 PER_SPLIT = 16
@@ -189,9 +190,9 @@ def test_variety_counts_different_drawings_and_copies(model, data, monkeypatch):
     monkeypatch.setattr(picture_variety, "PackagedJudge", ColourJudge)
     pictures = picture_variety.Pictures.load(data)
 
-    def draw(model, documents, *_):
+    def draw(model, documents, *_, search):
         """Copies for the first concept, ten shades of grey for the second."""
-        assert len(documents) == 20
+        assert len(documents) == 20 and search is None
         copy = pictures.take(np.flatnonzero((pictures.concept == 0) & (pictures.style == "noto")))[0]
         return [copy] * 10 + [torch.full((3, 64, 64), i / 20) for i in range(10)]
 
@@ -201,6 +202,19 @@ def test_variety_counts_different_drawings_and_copies(model, data, monkeypatch):
     assert figures["visible_of_10"]["mean"] == 5.5  # one of the first, ten of the second
     assert 3 <= 2 * figures["different_of_10"]["mean"] - 1 <= 10  # shades nearer than 25 dB are the same
     assert figures["copies"]["percent"] == 50 and figures["among_5"]["percent"] >= 50
+
+
+def test_a_search_answers_where_one_is_asked_for(model, data):
+    """The media of `answer_media` are those of the pipeline's own search."""
+    from unimodal.evaluation.asking import answer_media
+
+    documents = [Document([Turn("user", "a red apple")])] * 2
+    found = answer_media(model, documents, "image", 3, lambda *_: None, "drawing", search=("best-of-n", {"n": 2}))
+    for number, picture in enumerate(found):
+        own = model.generate("a red apple", "image", seed=3 + number, search="best-of-n", search_settings={"n": 2})
+        assert torch.equal(picture, own.media)
+    plain = answer_media(model, documents, "image", 3, lambda *_: None, "drawing")
+    assert len(plain) == 2
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from unimodal.evaluation.judges import compute_picture_features
 from unimodal.evaluation.prepared import Pictures
 from unimodal.evaluation.suite import ReportProgress
 from unimodal.pipeline import Unimodal
+from unimodal.pipeline.settings import SearchSettings
 from unimodal.sequence.document import Audio, Document, Text, Turn
 
 SPEECH_BATCH = 16  # utterances that are coded at once
@@ -62,13 +63,17 @@ def answer_media(
     report: ReportProgress,
     text: str,
     decoder: str | None = None,
+    search: tuple[str, SearchSettings] | None = None,
 ) -> list[Tensor]:
     """The medium in each of the model's answers. Document i is answered with seed + i.
 
-    to: the modality. text: what progress is reported as.
+    to: the modality. text: what progress is reported as. search: its name and settings, where a search answers.
     """
     seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, text)
-    answers = model.answers(documents, to=to, seeds=seeds, decoder=decoder, on_progress=on_progress)
+    name, settings = search or (None, None)
+    answers = model.answers(
+        documents, to=to, seeds=seeds, decoder=decoder, on_progress=on_progress, search=name, search_settings=settings
+    )
     media = []
     for answer in answers:
         medium = next(output.media for output in answer if output.modality == to)

@@ -27,6 +27,7 @@ from unimodal.evaluation.shares import Z, measure_share
 from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.evaluation.tokenizer_bench.picture_judges import PackagedJudge
 from unimodal.pipeline import Unimodal
+from unimodal.pipeline.settings import SearchSettings
 from unimodal.sequence.document import Document, Turn
 
 DEFAULT_LIMIT = 30  # concepts, ten drawings each
@@ -35,14 +36,24 @@ NEAR_DB, VISIBLE = 25.0, 6 / 255
 RIDGE = 0.1  # times the mean variance of a feature
 
 
-def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
+def run(
+    model: Unimodal,
+    data_folder: Path,
+    limit: int | None,
+    seed: int,
+    report: ReportProgress,
+    search: tuple[str, SearchSettings] | None = None,
+) -> dict[str, object]:
+    """search: as in `answer_media`; by default every drawing is the only one of its seed."""
     pictures = Pictures.load(data_folder)
     gallery = pictures.find_rows(TRAINING_STYLES, "train")
     concepts = pictures.concept[gallery]
     asked = sample(np.unique(concepts), limit or DEFAULT_LIMIT, seed)
     wishes = [model.wording.phrase_request(pictures.concepts[concept].label, "image") for concept in asked]
     documents = [Document([Turn("user", wish)]) for wish in wishes for _ in range(SEEDS)]
-    drawn = torch.stack(answer_media(model, documents, "image", seed, report, "drawing")).clamp(0, 1)  # [B, 3, H, W]
+    drawn = torch.stack(answer_media(model, documents, "image", seed, report, "drawing", search=search)).clamp(
+        0, 1
+    )  # [B, 3, H, W]
     if drawn.shape[-1] != pictures.pixels.shape[1]:
         side = pictures.pixels.shape[1:3]
         drawn = torch.nn.functional.interpolate(drawn, side, mode="bilinear", antialias=True)
