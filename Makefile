@@ -142,8 +142,8 @@ smol2: $(VENV)/.dev
 	$(BIN)/python recipes/assemble_smol.py recipes/configs/assemble_smol2.yaml
 	$(BIN)/unimodal evaluate --suite picture_naming --suite clip_naming --suite text_forgetting --suite scene_reading \
 	  --model model_cards/smol2 --limit 200 --out model_cards/smol2/report.json
-	$(BIN)/unimodal evaluate --suite picture_variety --model model_cards/smol2 --limit 40 --out model_cards/smol2/report_drawing.json
-	$(BIN)/unimodal evaluate --suite sound_naming --suite everyday_speech --model model_cards/smol2 --limit 20 \
+	$(BIN)/unimodal evaluate --suite picture_variety --model model_cards/smol2 --limit 16 --out model_cards/smol2/report_drawing.json
+	$(BIN)/unimodal evaluate --suite sound_naming --suite everyday_speech --model model_cards/smol2 --limit 10 \
 	  --out model_cards/smol2/report_speech.json
 	$(BIN)/python recipes/write_smol_card.py recipes/configs/smol2_card.yaml
 
