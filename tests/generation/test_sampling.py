@@ -53,7 +53,7 @@ def test_a_temperature_however_small_takes_the_likeliest(temperature, filters):
     assert torch.equal(drawn, logits.argmax(1))
 
 
-@pytest.mark.parametrize("temperature", [1e20, 1e38, 1e39, 1e300, float("inf")])
+@pytest.mark.parametrize("temperature", [1e20, 1e38, 1e39, 1e300])
 def test_a_temperature_however_large_never_draws_what_is_ruled_out(temperature):
     logits = torch.randn(200, 9).index_fill(1, torch.tensor([0, 4]), -torch.inf)
     configs = [SamplingConfig(temperature=temperature)] * 200
