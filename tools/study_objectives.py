@@ -297,8 +297,8 @@ def reinforce(study: Study, name: str, rewards: dict[str, dict[str, str]]) -> Fi
 
     before = measure(study.model)
     folder = study.train(
-        name, rows, None, "objective.grpo={medium: image, group: 8, questions: 2, max_tokens: 200}",
-        f"objective.grpo.rewards={json.dumps(rewards)}", "loop.learning_rate=2e-4",
+        name, rows, None, "objective.grpo={medium: image, group: 6, questions: 2, max_tokens: 200}",
+        f"objective.grpo.rewards={json.dumps(rewards)}", "loop.learning_rate=1e-3",
     )  # fmt: skip
     metrics = study.read_metrics(name)
     third = max(1, len(metrics) // 3)
