@@ -231,9 +231,7 @@ def import_pair(row: Row, import_one: Callable[[Row], Conversation]) -> tuple[Co
     return _mask_question(import_one(pair.chosen), import_one(pair.rejected), pair.own_media)
 
 
-def _mask_question(
-    chosen: Conversation, rejected: Conversation, own_media: bool
-) -> tuple[Conversation, Conversation]:
+def _mask_question(chosen: Conversation, rejected: Conversation, own_media: bool) -> tuple[Conversation, Conversation]:
     """own_media: the media of the two questions may differ, their words may not."""
     num = _count_common(chosen, rejected, own_media)
     if own_media and chosen != rejected and num == len(chosen.messages) == len(rejected.messages):
