@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,11 +33,16 @@ REJECTED, CHOSEN = STYLES
 SMALL = [f"decoder.{name}={value}" for name, value in (("hidden_size", 128), ("num_layers", 3), ("num_heads", 2),
          ("num_kv_heads", 2), ("intermediate_size", 352), ("max_positions", 1024))]  # fmt: skip
 LONGEST = 200  # codes of an utterance
+DRAWINGS = 4  # of each wish, before and after GRPO
 Row = dict[str, object]
 
 
 class Study(PictureStudy):
     """Concepts in both styles, every third of them held out."""
+
+    def __init__(self, recipes: Path, options: Namespace, rate: float) -> None:
+        super().__init__(recipes, options)
+        self.rate = rate  # of grpo
 
     def list_both(self) -> list[dict[str, str]]:
         return self.list_pictures(STYLES)
@@ -278,16 +283,21 @@ def reinforce(study: Study, name: str, rewards: dict[str, dict[str, str]]) -> Fi
 
     def measure_wishes(concepts: Sequence[dict[str, str]], model: Unimodal, context: RewardContext) -> Figures:
         attempts, drawn = [], []
-        for seed, concept in enumerate(concepts):
-            [output] = model.chat([f"Draw {concept['name']}."], to="image", seed=seed, temperature=1.0)
+        for place, concept in enumerate(concepts):
             question = Document([Turn("user", f"Draw {concept['name']}.")])
-            attempts.append(Attempt(question, (output.part,)))
-            drawn.append(output.media)
+            for seed in range(DRAWINGS):
+                [output] = model.chat(
+                    [f"Draw {concept['name']}."], to="image", seed=place * DRAWINGS + seed, temperature=1.0
+                )
+                attempts.append(Attempt(question, (output.part,)))
+                drawn.append(output.media)
         scores, _ = Rewards({"caption": {"wish": "Draw {text}."}}, {}).score(attempts, context)
+        means = torch.as_tensor(scores).reshape(-1, DRAWINGS).float().mean(1)  # of each wish
         different = {attempt.medium.codes.tobytes() for attempt in attempts if attempt.medium is not None}
-        return {"caption": round(float(scores.mean()), 3), "error": round(float(scores.std() / len(scores) ** 0.5), 3),
-                "different": len(different), "drawings": len(attempts),
-                **outside.judge(drawn, [concept["name"] for concept in concepts])}  # fmt: skip
+        wishes = [drawn[first : first + DRAWINGS] for first in range(0, len(drawn), DRAWINGS)]
+        return {"caption": round(float(means.mean()), 3), "error": round(float(means.std() / len(means) ** 0.5), 3),
+                "different": len(different), "drawings": len(attempts), **outside.measure_spread(wishes),
+                **outside.judge(drawn, [concept["name"] for concept in concepts for _ in range(DRAWINGS)])}  # fmt: skip
 
     def measure(folder: Path) -> Figures:
         model, judge = load(folder, device="cpu"), load(study.model, device="cpu")
@@ -297,8 +307,8 @@ def reinforce(study: Study, name: str, rewards: dict[str, dict[str, str]]) -> Fi
 
     before = measure(study.model)
     folder = study.train(
-        name, rows, None, "objective.grpo={medium: image, group: 6, questions: 2, max_tokens: 200}",
-        f"objective.grpo.rewards={json.dumps(rewards)}", "loop.learning_rate=1e-3",
+        name, rows, None, "objective.grpo={medium: image, group: 8, questions: 4, max_tokens: 200}",
+        f"objective.grpo.rewards={json.dumps(rewards)}", f"loop.learning_rate={study.rate}",
     )  # fmt: skip
     metrics = study.read_metrics(name)
     third = max(1, len(metrics) // 3)
@@ -450,9 +460,13 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     def make(options: Namespace) -> Study:
-        return Study(RECIPES, options)
+        return Study(RECIPES, options, options.grpo_rate)
 
-    run_studies(__doc__, STUDIES, make, lambda parser: add_options(parser, "objectives", 90), arguments)
+    def add(parser: ArgumentParser) -> None:
+        add_options(parser, "objectives", 90)
+        parser.add_argument("--grpo-rate", type=float, default=2e-4, help="the learning rate of grpo")
+
+    run_studies(__doc__, STUDIES, make, add, arguments)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,18 @@ class DrawingJudge:
             "likeness_error": round(statistics.stdev(likeness) / len(likeness) ** 0.5, 3),
         }
 
+    def measure_spread(self, drawn: Sequence[Sequence[Tensor]]) -> dict[str, object]:
+        """How different several drawings of one wish are: 1 less their mean cosine with each other, over the wishes.
+
+        drawn: of each wish two drawings [3, 64, 64] or more, of all as many. With the standard error of the mean.
+        """
+        near = F.normalize(torch.stack([self._look(some) for some in drawn]) - self.mean, dim=2)  # [W, n, E]
+        num = near.shape[1]
+        cosines = near @ near.mT
+        each = (1 - (cosines.sum((1, 2)) - num) / (num * (num - 1))).tolist()
+        error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else float("nan")
+        return {"spread": round(statistics.mean(each), 3), "spread_error": round(error, 3)}
+
     @torch.inference_mode()
     def _look(self, pictures: Sequence[Tensor]) -> Tensor:
         """Pictures [3, 64, 64] → features [P, E], a mean over the picture."""
