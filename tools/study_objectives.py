@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,13 +18,15 @@ from pathlib import Path
 import torch
 
 import unimodal  # noqa: F401 (before transformers)
+from unimodal.data.encoded_media import EncodedSpeech, load_speech
 from unimodal.evaluation.shares import find_interval
 from unimodal.model.attention import set_attention
 from unimodal.objectives.sinks import measure_sinks
 from unimodal.pipeline import Unimodal, load
 from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.document import Image as Picture
-from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies
+from unimodal.sequence.templates.own import Rendered
+from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies, time_steps
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 STYLES = ("noto", "fluent3d")  # nano draws the first one more readily
@@ -44,8 +45,26 @@ class Study(PictureStudy):
         super().__init__(recipes, options)
         self.rate = rate  # of grpo
 
+    def write_text_base(self) -> Path:
+        """The model without its rows of media and controls, as a base of text alone; its folder."""
+        from transformers import AutoModelForCausalLM
+
+        whole = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+        whole.resize_token_embeddings(load(self.model, device="cpu").vocabulary.text_size)
+        whole.config.bos_token_id = whole.config.eos_token_id = whole.config.pad_token_id = 0
+        base = self.out / "text_base"
+        whole.save_pretrained(base)
+        tokenizer = json.loads((self.model / "tokenizer.json").read_text())
+        (base / "tokenizer.json").write_text(json.dumps({**tokenizer, "added_tokens": []}))
+        return base
+
     def list_both(self) -> list[dict[str, str]]:
         return self.list_pictures(STYLES)
+
+    def load_speech(self, split: str) -> EncodedSpeech:
+        """The encoded utterances of a split, by the model's own audio tokenizer."""
+        sha256 = load(self.model, device="cpu").coder.get_tokenizer("audio").sha256
+        return load_speech(self.raw.parent / "prepared" / "speech", split, LONGEST, sha256)
 
     def split(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         """(concepts to learn from, concepts that are held out)."""
@@ -147,17 +166,8 @@ def study_row_prior(study: Study) -> Figures:
 
     The rows begin as projections of the codebook's vectors.
     """
-    from transformers import AutoModelForCausalLM
-
     learnt, held_out = study.split()
-    whole = AutoModelForCausalLM.from_pretrained(study.model, dtype=torch.float32)
-    num_text = load(study.model, device="cpu").vocabulary.text_size
-    whole.resize_token_embeddings(num_text)
-    whole.config.bos_token_id = whole.config.eos_token_id = whole.config.pad_token_id = 0
-    base = study.out / "text_base"
-    whole.save_pretrained(base)
-    tokenizer = json.loads((study.model / "tokenizer.json").read_text())
-    (base / "tokenizer.json").write_text(json.dumps({**tokenizer, "added_tokens": []}))
+    base = study.write_text_base()
     rows, others = (
         study.write_rows(name, [{"messages": [*draw(c["name"]), *answer_with(c[STYLES[0]])]} for c in concepts])
         for name, concepts in (("row_drawings", learnt), ("held_out_row_drawings", held_out))
@@ -292,14 +302,18 @@ def reinforce(study: Study, name: str, rewards: dict[str, dict[str, str]]) -> Fi
                 attempts.append(Attempt(question, (output.part,)))
                 drawn.append(output.media)
         scores, _ = Rewards({"caption": {"wish": "Draw {text}."}}, {}).score(attempts, context)
-        means = torch.as_tensor(scores).reshape(-1, DRAWINGS).float().mean(1)  # of each wish
+        means = torch.as_tensor(scores).reshape(-1, DRAWINGS).float().mean(1).tolist()  # of each wish
         different = {attempt.medium.codes.tobytes() for attempt in attempts if attempt.medium is not None}
         wishes = [drawn[first : first + DRAWINGS] for first in range(0, len(drawn), DRAWINGS)]
-        return {"caption": round(float(means.mean()), 3), "error": round(float(means.std() / len(means) ** 0.5), 3),
-                "different": len(different), "drawings": len(attempts), **outside.measure_spread(wishes),
-                **outside.judge(drawn, [concept["name"] for concept in concepts for _ in range(DRAWINGS)])}  # fmt: skip
+        names = [concept["name"] for concept in concepts]
+        alike = [
+            float(outside.judge(some, [name] * DRAWINGS)["likeness"]) for some, name in zip(wishes, names, strict=True)
+        ]
+        return {"captions": means, "likenesses": alike, "different": len(different), "drawings": len(attempts),
+                **outside.measure_spread(wishes),
+                **outside.judge(drawn, [name for name in names for _ in range(DRAWINGS)])}  # fmt: skip
 
-    def measure(folder: Path) -> Figures:
+    def measure(folder: Path) -> dict[str, Figures]:
         model, judge = load(folder, device="cpu"), load(study.model, device="cpu")
         context = RewardContext(judge.decoder, judge.template, judge.coder, {"image": "What is this?"})
         return {name: measure_wishes(concepts[:40], model, context)
@@ -313,7 +327,19 @@ def reinforce(study: Study, name: str, rewards: dict[str, dict[str, str]]) -> Fi
     metrics = study.read_metrics(name)
     third = max(1, len(metrics) // 3)
     course = [round(statistics.mean(m["reward"] for m in part), 3) for part in (metrics[:third], metrics[-third:])]
-    return {"before": before, "after": measure(folder), "reward_while_training": course}
+    after = measure(folder)
+    return {"before": before, "after": after, "reward_while_training": course, "change": compare_wishes(before, after)}
+
+
+def compare_wishes(before: dict[str, Figures], after: dict[str, Figures]) -> Figures:
+    """How far each wish rose, paired: means with their standard errors."""
+    found: Figures = {}
+    for kind in before:
+        for measure in ("captions", "likenesses"):
+            rises = [new - old for old, new in zip(before[kind][measure], after[kind][measure], strict=True)]
+            error = statistics.stdev(rises) / len(rises) ** 0.5
+            found[f"{kind}_{measure}"] = f"{statistics.mean(rises):+.3f} ± {error:.3f}"
+    return found
 
 
 def study_distillation(study: Study) -> Figures:
@@ -348,15 +374,9 @@ def study_distillation(study: Study) -> Figures:
 def study_transcript(study: Study) -> Figures:
     """A small decoder from nothing that learns to write down speech: the held-out loss of the words, with the term and
     without it. Needs the codes of recipes/encode_media.py, and a model whose audio tokenizer made them."""
-    from unimodal.data.encoded_media import load_speech
-
-    prepared, sha256 = (
-        study.raw.parent / "prepared" / "speech",
-        load(study.model, device="cpu").coder.get_tokenizer("audio").sha256,
-    )
     files = []
     for split, most in (("train", None), ("test", 200)):
-        speech = load_speech(prepared, split, LONGEST, sha256)
+        speech = study.load_speech(split)
         rows: list[Row] = []
         for item in range(len(speech))[:most]:
             sound = {"type": "audio", "codes": speech.get_codes(item).tolist()}
@@ -375,7 +395,7 @@ def study_transcript(study: Study) -> Figures:
 
 def study_cost(study: Study) -> Figures:
     """Median processor time of a step, forward and backward, over that of next-token training, on the same drawings:
-    objectives with LoRA, prompts of 20 tokens without."""
+    objectives with LoRA, prompts of 20 tokens without. `row_prior` is beside new rows alone, behind a base of text."""
     from unimodal.model.base import load_base
     from unimodal.model.build import build_model
     from unimodal.model.lora import LoraSettings
@@ -384,21 +404,14 @@ def study_cost(study: Study) -> Figures:
     from unimodal.objectives.next_token import LossConfig
     from unimodal.objectives.registry import ObjectiveConfig
     from unimodal.sequence.packing import pack, stack
-    from unimodal.sequence.templates.own import join_group
-    from unimodal.tuning.loss import read_values, to_tensors
+    from unimodal.sequence.templates.own import Template, join_group
     from unimodal.tuning.objective import make_objective
+    from unimodal.tuning.vocabulary import make_joint_template
 
     loaded = load(study.model, device="cpu")
-    concepts, pairs = study.list_both()[:4], []
-    for concept in concepts:
-        pair = []
-        for style, sign in zip(STYLES, (1.0, -1.0), strict=True):
-            picture = loaded.coder.encode_part(Picture(path=concept[style]))
-            turns = [Turn("user", f"Draw {concept['name']}."), Turn("assistant", [picture])]
-            pair.append(loaded.template.render(Document(turns)).give_values(sign))
-        pairs.append(join_group(pair))
-    folder = str(study.model)
-    parts = {"logits": {}, "hidden": {}, "relations": {}}
+    folder, parts = str(study.model), {"logits": {}, "hidden": {}, "relations": {}}
+    text_base = str(study.write_text_base())
+    teacher = {"teacher": folder}
     asked: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
         "next_token": ({}, None),
         "sinks": ({"sinks": {}}, None),
@@ -406,8 +419,8 @@ def study_cost(study: Study) -> Figures:
         "cdpo": ({"preference": {"critical": {"right": folder, "wrong": folder}}}, None),
         "kto": ({"kto": {}}, None),
         "unlearning": ({"unlearning": {"reinforced": folder}}, None),
-        "distillation": ({"distillation": {"teacher": folder}}, None),
-        "distillation, all parts": ({"distillation": {"teacher": folder, **parts}}, None),
+        "distillation": ({"distillation": teacher}, None),
+        "distillation, all parts": ({"distillation": {**teacher, **parts}}, None),
         **{name: ({name: {}}, None) for name in ("masked_codes", "token_unify", "any_order", "parallel_copies")},
         "next_x": ({"next_x": {"unit": "whole"}}, None),
         "restored_codes": ({"restored_codes": {}}, None),
@@ -416,31 +429,67 @@ def study_cost(study: Study) -> Figures:
         "prompt.prefix": ({}, {"prefix": {}}),
         "prompt.space": ({}, {"space": {}}),
         "prompt.space, mmrl": ({"mmrl": {}}, {"space": {}}),
+        "new rows": ({}, None),
+        "row_prior": ({"row_prior": {}}, None),
     }
-    modules, batches = {}, {}
+
+    def render_pairs(template: Template) -> list[Rendered]:
+        pairs = []
+        for concept in study.list_both()[:4]:
+            pair = []
+            for style, sign in zip(STYLES, (1.0, -1.0), strict=True):
+                picture = loaded.coder.encode_part(Picture(path=concept[style]))
+                turns = [Turn("user", f"Draw {concept['name']}."), Turn("assistant", [picture])]
+                pair.append(template.render(Document(turns)).give_values(sign))
+            pairs.append(join_group(pair))
+        return pairs
+
+    modules, batches, beside = {}, {}, {}
     for name, (settings, prompt) in asked.items():
+        rows_alone = name in ("new rows", "row_prior")
+        base = load_base(text_base if rows_alone else folder)
+        template = make_joint_template(base, loaded.coder) if rows_alone else loaded.template
         model = build_model(
-            load_base(folder), loaded.vocabulary, LoraSettings() if prompt is None else None,
+            base, template.vocabulary, LoraSettings() if prompt is None and not rows_alone else None,
             prompt=None if prompt is None else PromptSettings.model_validate(prompt),
         )  # fmt: skip
         model.config.use_cache = False
         if name == "restored_codes":
             set_attention(model, "sdpa")
         chosen = ObjectiveConfig.model_validate(settings)
+        modules[name] = make_objective(chosen, LossConfig(), model, template, loaded.coder).train()
+        items = [pair.put_before(list_prompt_ids(model)) for pair in render_pairs(template)]
+        batches[name] = stack(pack(items, 512, template.vocabulary.get_control_id("<|pad|>")))
+        beside[name] = "new rows" if rows_alone else "next_token"
+    return {**time_steps(modules, batches, beside), "tokens": int(batches["next_token"].ids.size)}
+
+
+def study_cost_of_transcripts(study: Study) -> Figures:
+    """The same for `transcript`, beside next-token training on the same utterances. Needs encoded speech."""
+    from unimodal.model.base import load_base
+    from unimodal.model.build import build_model
+    from unimodal.model.lora import LoraSettings
+    from unimodal.objectives.next_token import LossConfig
+    from unimodal.objectives.registry import ObjectiveConfig
+    from unimodal.sequence.document import Audio, Text
+    from unimodal.sequence.packing import pack, stack
+    from unimodal.tuning.objective import make_objective
+
+    loaded = load(study.model, device="cpu")
+    speech = study.load_speech("test")
+    items = []
+    for item in range(8):
+        asked = Turn("user", [Audio(codes=speech.get_codes(item)), Text("What is said?")])
+        items.append(loaded.template.render(Document([asked, Turn("assistant", speech.get_text(item))])))
+    batch = stack(pack(items, 1024, loaded.vocabulary.get_control_id("<|pad|>")))
+    modules = {}
+    for name, settings in (("next_token of speech", {}), ("transcript", {"transcript": {}})):
+        model = build_model(load_base(str(study.model)), loaded.vocabulary, LoraSettings())
+        model.config.use_cache = False
+        chosen = ObjectiveConfig.model_validate(settings)
         modules[name] = make_objective(chosen, LossConfig(), model, loaded.template, loaded.coder).train()
-        items = [pair.put_before(list_prompt_ids(model)) for pair in pairs]
-        batches[name] = stack(pack(items, 512, loaded.vocabulary.get_control_id("<|pad|>")))
-    times: dict[str, list[float]] = {name: [] for name in modules}
-    for _ in range(5):  # interleaved, since the machine is shared
-        for name, module in modules.items():
-            began = time.process_time()
-            total, _ = module(*to_tensors(batches[name]), **read_values(batches[name]))
-            total.backward()
-            times[name].append(time.process_time() - began)
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    return {name: round(value / medians["next_token"], 2) for name, value in medians.items()} | {
-        "seconds of next_token": round(medians["next_token"], 2), "tokens": int(batches["next_token"].ids.size)
-    }  # fmt: skip
+    found = time_steps(modules, dict.fromkeys(modules, batch), dict.fromkeys(modules, "next_token of speech"))
+    return {**found, "tokens": int(batch.ids.size)}
 
 
 STUDIES: dict[str, Callable[[Study], Figures]] = {
@@ -455,6 +504,7 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
     "row_prior": study_row_prior,
     "transcript": study_transcript,
     "cost": study_cost,
+    "cost_of_transcripts": study_cost_of_transcripts,
 }
 
 

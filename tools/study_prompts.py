@@ -15,9 +15,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import unimodal  # noqa: F401 (before transformers)
+from unimodal.corpus.corpus import CorpusConfig
+from unimodal.data.datasets import DatasetConfig
+from unimodal.model.attention import set_attention
+from unimodal.model.base import load_base
+from unimodal.model.build import NanoConfig, build_model, build_nano
+from unimodal.model.lora import LoraSettings
 from unimodal.model.private_gradients import bound_epsilon
-from unimodal.model.tokenformer import load_tokenformer
-from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies
+from unimodal.model.prompt_settings import PromptSettings
+from unimodal.model.soft_prompt import list_prompt_ids
+from unimodal.model.tokenformer import PattentionSettings, load_tokenformer, make_tokenformer
+from unimodal.objectives.next_token import LossConfig
+from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.registry import ObjectiveConfig
+from unimodal.pipeline import load
+from unimodal.sequence.document import Document, Image, Turn
+from unimodal.sequence.packing import pack, stack
+from unimodal.tuning.objective import make_objective
+from unimodal.tuning.prompt_start import read_prompt_start
+from unimodal.tuning.study import Figures, PictureStudy, add_options, run_studies, time_steps
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 KNOWN, WANTED = "noto", "fluent3d"  # nano draws the first one more readily
@@ -192,6 +208,65 @@ def study_growth(study: Study) -> Figures:
     return figures
 
 
+def study_cost(study: Study) -> Figures:
+    """Median processor time of a step on eight drawings over that of next-token training with LoRA, of prompts that
+    learn by objectives of their own; and of small decoders from nothing, with pattention over without."""
+    loaded = load(study.model, device="cpu")
+    wanted = study.write_drawings(WANTED)
+    steps, study.steps = study.steps, 1
+    source = study.teach("cost_source", wanted, f"prompt.length={study.length}", "loop.learning_rate=0.1")
+    study.steps = steps
+    folder, length = str(study.model), {"length": study.length}
+    context = {"context": {"path": wanted[0], "examples": 2, "epsilon": 0.5}}
+    moved: dict[str, object] = {"source": str(source)}
+    asked: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
+        "next_token": ({}, None),
+        "prompt": ({}, length),
+        "context_prompt": ({"context_prompt": {}}, context),
+        "prompt_transfer, panda": ({"prompt_transfer": moved}, length),
+        "prompt_transfer, post": ({"prompt_transfer": {**moved, "kind": "post"}}, length),
+    }
+    documents = [
+        loaded.template.render(
+            Document(
+                [
+                    Turn("user", f"Draw {concept['name']}."),
+                    Turn("assistant", [loaded.coder.encode_part(Image(path=concept[WANTED]))]),
+                ]
+            )
+        )
+        for concept in study.list_pictures((WANTED,))[2:10]
+    ]
+    sets = (DatasetConfig(path=wanted[0]),)
+    corpus = CorpusConfig(datasets=sets, codes=study.out / "codes", length=512, condition_dropout=0.0)
+    modules, batches = {}, {}
+    for name, (settings, prompt) in asked.items():
+        given = None if prompt is None else PromptSettings.model_validate(prompt)
+        model = build_model(
+            load_base(folder), loaded.vocabulary, LoraSettings() if prompt is None else None, prompt=given,
+            prompt_words=read_prompt_start(given, corpus, loaded.template, loaded.coder),
+        )  # fmt: skip
+        model.config.use_cache = False
+        chosen = ObjectiveConfig.model_validate(settings)
+        modules[name] = make_objective(chosen, LossConfig(), model, loaded.template, loaded.coder).train()
+        items = [document.put_before(list_prompt_ids(model)) for document in documents]
+        batches[name] = stack(pack(items, 1024, loaded.vocabulary.get_control_id("<|pad|>")))
+    beside = dict.fromkeys(modules, "next_token")
+    sizes = NanoConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=1024)
+    for name, kept in (
+        ("decoder from nothing", None),
+        ("pattention", PattentionSettings(attention_tokens=64, mlp_tokens=256)),
+    ):
+        pad, bos, eos = (loaded.vocabulary.get_control_id(f"<|{mark}|>") for mark in ("pad", "bos", "end_of_turn"))
+        made = build_nano(loaded.vocabulary.size, sizes, pad_id=pad, bos_id=bos, eos_id=eos)
+        if kept is not None:
+            make_tokenformer(made, kept)
+        set_attention(made)
+        modules[name] = PackedLoss(made, loaded.vocabulary).train()
+        batches[name], beside[name] = batches["next_token"], "decoder from nothing"
+    return {**time_steps(modules, batches, beside), "tokens": int(batches["next_token"].ids.size)}
+
+
 STUDIES: dict[str, Callable[[Study], Figures]] = {
     "prompt": study_prompt,
     "layers": study_layers,
@@ -201,6 +276,7 @@ STUDIES: dict[str, Callable[[Study], Figures]] = {
     "restored": study_restored,
     "private": study_private,
     "growth": study_growth,
+    "cost": study_cost,
 }
 
 

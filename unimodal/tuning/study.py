@@ -10,6 +10,7 @@ import argparse
 import json
 import runpy
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,11 @@ from PIL import Image
 from unimodal.data.emoji_concepts import put_on_white, read_concepts
 from unimodal.data.emoji_packages import open_emoji_styles
 from unimodal.files import write_json
+from unimodal.sequence.packing import PackedBatch
+from unimodal.tuning.loss import read_values, to_tensors
 
 GROUPS = ("animals-nature", "food-drink", "objects")
+ROUNDS = 5  # of what is timed
 Figures = dict[str, object]
 Study = TypeVar("Study")
 
@@ -86,6 +90,34 @@ class PictureStudy:
     def read_metrics(self, name: str) -> list[dict[str, float]]:
         """What a run logged, step by step."""
         return [json.loads(line) for line in (self.out / f"{name}_run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def time_steps(
+    modules: Mapping[str, torch.nn.Module],
+    batches: Mapping[str, PackedBatch],
+    beside: Mapping[str, str],
+    rounds: int = 5,
+) -> Figures:
+    """The median processor time of a step of each objective, forward and backward, over that of the one it is beside.
+
+    modules, batches: by name; all are run in turn, since the machine is shared. beside: name → the name of what it is
+    compared with; those that stand beside themselves are given in seconds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in modules}
+    for _ in range(ROUNDS):
+        for name, module in modules.items():
+            began = time.process_time()
+            total, _ = module(*to_tensors(batches[name]), **read_values(batches[name]))
+            total.backward()
+            times[name].append(time.process_time() - began)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    found: Figures = {}
+    for name, base in beside.items():
+        if name == base:
+            found[f"seconds of {name}"] = round(medians[name], 2)
+        else:
+            found[name] = round(medians[name] / medians[base], 2)
+    return found
 
 
 def run_recipe(recipe: Path, *settings: str) -> None:
